@@ -1,0 +1,301 @@
+//! Guest RAM: one host allocation seen at two guest-physical ranges around the PCI hole.
+//!
+//! All writers go through this type, so that code caches learn of every change: a store into a
+//! granule that holds decoded code is recorded and the processor drops the blocks before it
+//! executes another instruction.
+#![expect(
+    unsafe_code,
+    reason = "zeroed allocation that the host commits page by page; bounds are checked once per TLB fill"
+)]
+
+use alloc::alloc::{Layout, alloc_zeroed, dealloc};
+use alloc::vec::Vec;
+use core::ptr::NonNull;
+
+/// Bytes of a small page.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// Granules per page in the code map: one bit stands for 64 bytes.
+const GRANULE_SHIFT: u32 = 6;
+
+/// RAM cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RamError {
+    /// Not a positive multiple of 4 KiB.
+    #[error("memory size {0} is not a positive multiple of 4096 bytes")]
+    Size(u64),
+    /// The host cannot give that much.
+    #[error("the host cannot provide {0} bytes of guest memory")]
+    Host(u64),
+}
+
+/// A guest-physical range is not all RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("guest-physical range {address:#x}+{len:#x} is not all RAM")]
+pub struct OutOfRam {
+    /// First byte asked for.
+    pub address: u64,
+    /// Bytes asked for.
+    pub len: u64,
+}
+
+/// Guest RAM. Sizes above 3 GiB continue at 4 GiB.
+pub struct Ram {
+    base: NonNull<u8>,
+    size: usize,
+    /// Per RAM page: which 64-byte granules hold decoded code.
+    code: Vec<u64>,
+    /// RAM pages (by offset >> 12) whose code was written since the last [`Ram::take_code_writes`].
+    code_writes: Vec<u32>,
+}
+
+// SAFETY: `Ram` owns its allocation and hands out access only through `&self` and `&mut self`.
+unsafe impl Send for Ram {}
+
+impl Ram {
+    /// First address of the PCI hole.
+    pub const HOLE_START: u64 = 0xc000_0000;
+    /// First address above the PCI hole.
+    pub const HOLE_END: u64 = 0x1_0000_0000;
+
+    /// Zeroed RAM of `size` bytes, a positive multiple of 4096.
+    pub fn new(size: u64) -> Result<Ram, RamError> {
+        if size == 0 || !size.is_multiple_of(PAGE_SIZE) {
+            return Err(RamError::Size(size));
+        }
+        let bytes = usize::try_from(size).map_err(|_| RamError::Host(size))?;
+        let layout = Self::layout(bytes).ok_or(RamError::Host(size))?;
+        let pages = bytes / PAGE_SIZE as usize;
+        let mut code = Vec::new();
+        code.try_reserve_exact(pages)
+            .map_err(|_| RamError::Host(size))?;
+        code.resize(pages, 0);
+        // SAFETY: the layout has a non-zero size.
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(RamError::Host(size))?;
+        Ok(Ram {
+            base,
+            size: bytes,
+            code,
+            code_writes: Vec::new(),
+        })
+    }
+
+    fn layout(bytes: usize) -> Option<Layout> {
+        Layout::from_size_align(bytes, PAGE_SIZE as usize).ok()
+    }
+
+    /// Bytes of RAM.
+    pub fn size(&self) -> u64 {
+        self.size as u64
+    }
+
+    /// Bytes of RAM below the PCI hole.
+    pub fn low_size(&self) -> u64 {
+        self.size().min(Self::HOLE_START)
+    }
+
+    /// Bytes of RAM at and above 4 GiB.
+    pub fn high_size(&self) -> u64 {
+        self.size() - self.low_size()
+    }
+
+    /// The whole allocation, in the order low RAM, high RAM.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `base` is valid for `size` initialised bytes as long as `self` lives.
+        unsafe { core::slice::from_raw_parts(self.base.as_ptr(), self.size) }
+    }
+
+    /// The whole allocation for a writer that knows no code is decoded from it (a loader before
+    /// the first instruction, an engine that has no code cache).
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and `&mut self` is exclusive.
+        unsafe { core::slice::from_raw_parts_mut(self.base.as_ptr(), self.size) }
+    }
+
+    /// Where `address` lies in [`Ram::bytes`], or `None` where there is no RAM.
+    #[inline]
+    pub fn offset(&self, address: u64) -> Option<usize> {
+        if address < self.low_size() {
+            Some(address as usize)
+        } else if address >= Self::HOLE_END && address - Self::HOLE_END < self.high_size() {
+            Some((address - Self::HOLE_END + Self::HOLE_START) as usize)
+        } else {
+            None
+        }
+    }
+
+    fn range(&self, address: u64, len: u64) -> Result<usize, OutOfRam> {
+        let error = OutOfRam { address, len };
+        let offset = self.offset(address).ok_or(error)?;
+        if len > 1 {
+            let last = self
+                .offset(address.checked_add(len - 1).ok_or(error)?)
+                .ok_or(error)?;
+            if last - offset != (len - 1) as usize || last < offset {
+                return Err(error);
+            }
+        }
+        Ok(offset)
+    }
+
+    /// Copies guest-physical memory out. All of it must be RAM.
+    pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), OutOfRam> {
+        let offset = self.range(address, into.len() as u64)?;
+        into.copy_from_slice(&self.bytes()[offset..offset + into.len()]);
+        Ok(())
+    }
+
+    /// Copies into guest-physical memory. All of it must be RAM.
+    pub fn write(&mut self, address: u64, from: &[u8]) -> Result<(), OutOfRam> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        let offset = self.range(address, from.len() as u64)?;
+        self.note_write(offset, from.len());
+        self.bytes_mut()[offset..offset + from.len()].copy_from_slice(from);
+        Ok(())
+    }
+
+    /// Reads a little-endian value of `N` bytes.
+    pub fn load<const N: usize>(&self, address: u64) -> Result<[u8; N], OutOfRam> {
+        let mut bytes = [0; N];
+        self.read(address, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Base address of the allocation for an engine that maps it (KVM). It moves never and is
+    /// aligned to a page.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    // ---- fast access by offset; offsets come from `offset` of the page at TLB fill ----
+
+    /// `N` bytes at `offset` of [`Ram::bytes`]. Panics outside RAM.
+    #[inline(always)]
+    pub(crate) fn get<const N: usize>(&self, offset: usize) -> [u8; N] {
+        debug_assert!(offset + N <= self.size);
+        assert!(offset <= self.size.wrapping_sub(N));
+        // SAFETY: checked above; RAM is never smaller than a page, so the subtraction cannot wrap.
+        unsafe {
+            self.base
+                .as_ptr()
+                .add(offset)
+                .cast::<[u8; N]>()
+                .read_unaligned()
+        }
+    }
+
+    /// Stores `N` bytes at `offset`. The caller has dealt with the code map. Panics outside RAM.
+    #[inline(always)]
+    pub(crate) fn put<const N: usize>(&mut self, offset: usize, value: [u8; N]) {
+        assert!(offset <= self.size.wrapping_sub(N));
+        // SAFETY: as in `get`.
+        unsafe {
+            self.base
+                .as_ptr()
+                .add(offset)
+                .cast::<[u8; N]>()
+                .write_unaligned(value)
+        }
+    }
+
+    // ---- code map ----
+
+    fn granules(offset: usize, len: usize) -> u64 {
+        let first = (offset & 0xfff) >> GRANULE_SHIFT;
+        let last = ((offset & 0xfff) + len - 1).min(0xfff) >> GRANULE_SHIFT;
+        (!0u64 << first) & (!0u64 >> (63 - last))
+    }
+
+    /// Marks `len` bytes at `offset`, within one page, as decoded code.
+    pub(crate) fn mark_code(&mut self, offset: usize, len: usize) {
+        self.code[offset >> 12] |= Self::granules(offset, len);
+    }
+
+    /// Whether the page at `offset` holds decoded code, so that stores to it must be noted.
+    #[inline]
+    pub(crate) fn page_has_code(&self, offset: usize) -> bool {
+        self.code[offset >> 12] != 0
+    }
+
+    /// Records a store of `len` bytes at `offset`. True when it touched decoded code.
+    pub(crate) fn note_write(&mut self, mut offset: usize, mut len: usize) -> bool {
+        let mut hit = false;
+        while len > 0 {
+            let in_page = len.min(PAGE_SIZE as usize - (offset & 0xfff));
+            let page = offset >> 12;
+            if self.code[page] & Self::granules(offset, in_page) != 0 {
+                self.code[page] = 0;
+                self.code_writes.push(page as u32);
+                hit = true;
+            }
+            offset += in_page;
+            len -= in_page;
+        }
+        hit
+    }
+
+    /// Whether code was written since the last [`Ram::take_code_writes`].
+    #[inline]
+    pub(crate) fn code_was_written(&self) -> bool {
+        !self.code_writes.is_empty()
+    }
+
+    /// Pages (offset >> 12) whose decoded code was overwritten, in the order of the writes.
+    pub(crate) fn take_code_writes(&mut self) -> Vec<u32> {
+        core::mem::take(&mut self.code_writes)
+    }
+
+    /// Forgets all code marks: no block is cached any more.
+    pub(crate) fn forget_code(&mut self) {
+        self.code.fill(0);
+        self.code_writes.clear();
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        if let Some(layout) = Self::layout(self.size) {
+            // SAFETY: `base` came from `alloc_zeroed` with this layout.
+            unsafe { dealloc(self.base.as_ptr(), layout) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_above_three_gib_continues_at_four() {
+        // Only the arithmetic: the allocation itself stays untouched.
+        let ram = Ram::new(0xc000_0000 + 0x2000).unwrap();
+        assert_eq!(ram.offset(0xbfff_ffff), Some(0xbfff_ffff));
+        assert_eq!(ram.offset(0xc000_0000), None);
+        assert_eq!(ram.offset(0x1_0000_0000), Some(0xc000_0000));
+        assert_eq!(ram.offset(0x1_0000_2000), None);
+    }
+
+    #[test]
+    fn ranges_that_leave_ram_are_refused_whole() {
+        let mut ram = Ram::new(PAGE_SIZE).unwrap();
+        assert!(ram.write(4090, &[1; 8]).is_err());
+        assert_eq!(ram.load::<6>(4090).unwrap(), [0; 6]);
+        assert!(ram.read(u64::MAX, &mut [0; 2]).is_err());
+        assert!(Ram::new(0).is_err() && Ram::new(100).is_err());
+    }
+
+    #[test]
+    fn a_store_into_decoded_code_is_recorded_once() {
+        let mut ram = Ram::new(2 * PAGE_SIZE).unwrap();
+        ram.mark_code(0x100, 64);
+        ram.write(0x80, &[0; 64]).unwrap();
+        assert!(!ram.code_was_written());
+        ram.write(0x13f, &[0; 2]).unwrap();
+        assert_eq!(ram.take_code_writes(), [0]);
+        ram.write(0x100, &[0]).unwrap();
+        assert!(!ram.code_was_written());
+    }
+}
