@@ -3,15 +3,29 @@
 //! It knows guest memory as [`Ram`] and everything outside as [`Bus`]. It reads no clock and no
 //! random source: what it does is a function of its state and of what the bus answers.
 #![no_std]
+#![allow(dead_code)]
 
 extern crate alloc;
 
+mod apic;
 mod bus;
+mod exec;
+mod flags;
+mod fpu;
+mod interrupt;
+mod mem;
+mod model;
+mod operand;
+mod paging;
 mod ram;
 mod state;
+mod tlb;
+mod trap;
+mod vcpu;
 
 pub use bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 pub use ram::{OutOfRam, PAGE_SIZE, Ram, RamError};
 pub use state::{
     Activity, ApicState, FpuState, MsrState, SegmentState, SegmentStates, TableState, VcpuState,
 };
+pub use trap::Fault;

@@ -42,12 +42,16 @@ pub struct OutOfRam {
 
 /// Guest RAM. Sizes above 3 GiB continue at 4 GiB.
 pub struct Ram {
+    /// What the allocator gave; `base` is the first page boundary in it.
+    allocation: NonNull<u8>,
     base: NonNull<u8>,
     size: usize,
     /// Per RAM page: which 64-byte granules hold decoded code.
     code: Vec<u64>,
     /// RAM pages (by offset >> 12) whose code was written since the last [`Ram::take_code_writes`].
     code_writes: Vec<u32>,
+    /// Grows whenever a page without decoded code gets some.
+    code_epoch: u64,
 }
 
 // SAFETY: `Ram` owns its allocation and hands out access only through `&self` and `&mut self`.
@@ -72,17 +76,25 @@ impl Ram {
             .map_err(|_| RamError::Host(size))?;
         code.resize(pages, 0);
         // SAFETY: the layout has a non-zero size.
-        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(RamError::Host(size))?;
+        let allocation =
+            NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(RamError::Host(size))?;
+        let align = allocation.as_ptr().align_offset(PAGE_SIZE as usize);
+        // SAFETY: `align` is less than a page, by which the allocation is larger than `bytes`.
+        let base = unsafe { allocation.add(align) };
         Ok(Ram {
+            allocation,
             base,
             size: bytes,
             code,
             code_writes: Vec::new(),
+            code_epoch: 0,
         })
     }
 
+    /// A page more than asked for and byte-aligned: allocators only give fresh zero pages, not yet
+    /// backed by the host, for small alignments.
     fn layout(bytes: usize) -> Option<Layout> {
-        Layout::from_size_align(bytes, PAGE_SIZE as usize).ok()
+        Layout::from_size_align(bytes.checked_add(PAGE_SIZE as usize)?, 8).ok()
     }
 
     /// Bytes of RAM.
@@ -211,7 +223,17 @@ impl Ram {
 
     /// Marks `len` bytes at `offset`, within one page, as decoded code.
     pub(crate) fn mark_code(&mut self, offset: usize, len: usize) {
-        self.code[offset >> 12] |= Self::granules(offset, len);
+        let page = &mut self.code[offset >> 12];
+        if *page == 0 {
+            self.code_epoch += 1;
+        }
+        *page |= Self::granules(offset, len);
+    }
+
+    /// Changes whenever a page becomes one that holds decoded code.
+    #[inline]
+    pub(crate) fn code_epoch(&self) -> u64 {
+        self.code_epoch
     }
 
     /// Whether the page at `offset` holds decoded code, so that stores to it must be noted.
@@ -258,8 +280,8 @@ impl Ram {
 impl Drop for Ram {
     fn drop(&mut self) {
         if let Some(layout) = Self::layout(self.size) {
-            // SAFETY: `base` came from `alloc_zeroed` with this layout.
-            unsafe { dealloc(self.base.as_ptr(), layout) }
+            // SAFETY: `allocation` came from `alloc_zeroed` with this layout.
+            unsafe { dealloc(self.allocation.as_ptr(), layout) }
         }
     }
 }

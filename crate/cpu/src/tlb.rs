@@ -1,0 +1,265 @@
+//! The software TLB: direct-mapped, separate tags for read, write and execute.
+//!
+//! A tag is the linear page number with a key in its low 12 bits: which address space (a small
+//! number handed out per PCID) and which kind of access. An address space is invalidated by
+//! giving it a new number. The slot depends on the page and the kind alone, so that INVLPG finds
+//! every address space's copy.
+
+use alloc::boxed::Box;
+use alloc::vec;
+
+/// Whose permissions a cached translation was checked with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// CPL below 3 with SMAP in force, implicit accesses, and everything while SMAP is off.
+    Supervisor,
+    /// CPL below 3 with SMAP suspended by EFLAGS.AC.
+    SupervisorAc,
+    /// CPL 3.
+    User,
+}
+
+/// One cached translation. `repr(C)`: translated code will read it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Entry {
+    pub read: u64,
+    /// Only once D is set and while the page holds no decoded code.
+    pub write: u64,
+    pub execute: u64,
+    /// Offset in RAM of the page, less its linear address: add the linear address of a byte.
+    pub addend: u64,
+    /// Bits of the linear address that the mapping covers: !0 << 12, << 21, << 22 or << 30.
+    pub span: u64,
+}
+
+/// Matches no tag: the key part is larger than any key.
+const NEVER: u64 = u64::MAX;
+const EMPTY: Entry = Entry {
+    read: NEVER,
+    write: NEVER,
+    execute: NEVER,
+    addend: 0,
+    span: !0 << 12,
+};
+
+const SLOTS: usize = 1024;
+const SPACES: u64 = 1 << 10;
+
+/// The TLB of one vCPU.
+pub(crate) struct Tlb {
+    entries: Box<[Entry; SLOTS]>,
+    /// Number of the address space of each PCID; 0 where it has none yet.
+    spaces: Box<[u16]>,
+    /// The current one.
+    space: u64,
+    /// Last number handed out.
+    last: u64,
+    pcid: u16,
+    /// Value of `Ram::code_epoch` when write tags were last compared with the code map.
+    pub code_epoch: u64,
+}
+
+#[inline(always)]
+fn slot(page: u64, key: u64) -> usize {
+    ((page >> 12) ^ (key & 3) << 8) as usize & (SLOTS - 1)
+}
+
+impl Tlb {
+    pub fn new() -> Tlb {
+        let mut spaces = vec![0u16; 4096].into_boxed_slice();
+        spaces[0] = 1;
+        Tlb {
+            entries: Box::new([EMPTY; SLOTS]),
+            spaces,
+            space: 1,
+            last: 1,
+            pcid: 0,
+            code_epoch: 0,
+        }
+    }
+
+    /// Key of ordinary accesses of this kind in the current address space.
+    pub fn key(&self, kind: Kind) -> u64 {
+        self.space << 2 | kind as u64
+    }
+
+    /// The entry where `linear` would be.
+    #[inline(always)]
+    pub fn entry(&self, linear: u64, key: u64) -> &Entry {
+        &self.entries[slot(linear, key)]
+    }
+
+    /// The RAM offset of `size` bytes at `linear` for reading, where cached and within one page.
+    #[inline(always)]
+    pub fn read_offset(&self, linear: u64, size: u64, key: u64) -> Option<usize> {
+        let entry = self.entry(linear, key);
+        // The last byte's page is compared: an access that crosses pages cannot match.
+        (entry.read == (linear.wrapping_add(size - 1) & !0xfff | key))
+            .then(|| linear.wrapping_add(entry.addend) as usize)
+    }
+
+    /// As `read_offset`, for writing.
+    #[inline(always)]
+    pub fn write_offset(&self, linear: u64, size: u64, key: u64) -> Option<usize> {
+        let entry = self.entry(linear, key);
+        (entry.write == (linear.wrapping_add(size - 1) & !0xfff | key))
+            .then(|| linear.wrapping_add(entry.addend) as usize)
+    }
+
+    /// As `read_offset`, for one byte of code.
+    #[inline(always)]
+    pub fn execute_offset(&self, linear: u64, key: u64) -> Option<usize> {
+        let entry = self.entry(linear, key);
+        (entry.execute == (linear & !0xfff | key))
+            .then(|| linear.wrapping_add(entry.addend) as usize)
+    }
+
+    /// Caches a translation of the page of `linear` to the RAM page at `offset`. Tags already
+    /// there for the same page are kept.
+    pub fn fill(&mut self, linear: u64, key: u64, offset: usize, span: u64, access: [bool; 3]) {
+        let page = linear & !0xfff;
+        let tag = page | key;
+        let entry = &mut self.entries[slot(page, key)];
+        let addend = (offset as u64 & !0xfff).wrapping_sub(page);
+        let same = entry.addend == addend && (entry.read == tag || entry.execute == tag);
+        if !same {
+            *entry = Entry {
+                addend,
+                span,
+                ..EMPTY
+            };
+        }
+        let [read, write, execute] = access;
+        if read {
+            entry.read = tag;
+        }
+        if write {
+            entry.write = tag;
+        }
+        if execute {
+            entry.execute = tag;
+        }
+    }
+
+    /// Forgets everything in every address space.
+    pub fn flush_all(&mut self) {
+        self.entries.fill(EMPTY);
+        self.spaces.fill(0);
+        self.last = 1;
+        self.space = 1;
+        self.spaces[self.pcid as usize] = 1;
+    }
+
+    fn fresh(&mut self) -> u64 {
+        if self.last + 1 >= SPACES - 1 {
+            self.flush_all();
+        }
+        self.last += 1;
+        self.last
+    }
+
+    /// Makes `pcid` current; what was cached for it survives only where `keep`.
+    pub fn switch(&mut self, pcid: u16, keep: bool) {
+        self.pcid = pcid & 0xfff;
+        let known = self.spaces[self.pcid as usize];
+        if keep && known != 0 {
+            self.space = u64::from(known);
+        } else {
+            self.space = self.fresh();
+            self.spaces[self.pcid as usize] = self.space as u16;
+        }
+    }
+
+    /// Forgets the translations of one PCID (global ones included, which is allowed).
+    /// The caller refreshes the vCPU's key.
+    pub fn flush_pcid(&mut self, pcid: u16) {
+        if pcid & 0xfff == self.pcid {
+            self.switch(pcid, false);
+        } else {
+            self.spaces[(pcid & 0xfff) as usize] = 0;
+        }
+    }
+
+    /// INVLPG: forgets whatever maps `linear`, in every address space, with all parts of a large page.
+    pub fn flush_page(&mut self, linear: u64) {
+        for entry in self.entries.iter_mut() {
+            let tag = [entry.read, entry.write, entry.execute]
+                .into_iter()
+                .find(|tag| *tag != NEVER);
+            if tag.is_some_and(|tag| (tag ^ linear) & entry.span & !0xfff == 0) {
+                *entry = EMPTY;
+            }
+        }
+    }
+
+    /// Drops write tags of pages for which `has_code` says that stores must be noted.
+    pub fn drop_write_tags(&mut self, has_code: impl Fn(usize) -> bool) {
+        for entry in self.entries.iter_mut() {
+            if entry.write != NEVER
+                && has_code((entry.write & !0xfff).wrapping_add(entry.addend) as usize)
+            {
+                entry.write = NEVER;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RW: [bool; 3] = [true, true, false];
+
+    #[test]
+    fn an_access_across_pages_never_matches() {
+        let mut tlb = Tlb::new();
+        let key = tlb.key(Kind::User);
+        tlb.fill(0x5000, key, 0x9000, !0 << 12, RW);
+        assert_eq!(tlb.read_offset(0x5ff8, 8, key), Some(0x9ff8));
+        assert_eq!(tlb.read_offset(0x5ff9, 8, key), None);
+        assert_eq!(tlb.execute_offset(0x5000, key), None);
+        assert_eq!(tlb.read_offset(0x5000, 8, tlb.key(Kind::Supervisor)), None);
+    }
+
+    #[test]
+    fn a_switch_that_keeps_brings_translations_back() {
+        let mut tlb = Tlb::new();
+        tlb.switch(5, false);
+        let five = tlb.key(Kind::User);
+        tlb.fill(0x5000, five, 0x9000, !0 << 12, RW);
+        tlb.switch(6, false);
+        assert_eq!(tlb.read_offset(0x5000, 1, tlb.key(Kind::User)), None);
+        tlb.switch(5, true);
+        assert_eq!(
+            tlb.read_offset(0x5000, 1, tlb.key(Kind::User)),
+            Some(0x9000)
+        );
+        tlb.switch(5, false);
+        assert_eq!(tlb.read_offset(0x5000, 1, tlb.key(Kind::User)), None);
+    }
+
+    #[test]
+    fn invlpg_drops_every_part_of_a_large_page() {
+        let mut tlb = Tlb::new();
+        let key = tlb.key(Kind::Supervisor);
+        tlb.fill(0x20_3000, key, 0x9000, !0 << 21, RW);
+        tlb.fill(0x40_3000, key, 0xa000, !0 << 21, RW);
+        tlb.flush_page(0x3f_f000);
+        assert_eq!(tlb.read_offset(0x20_3000, 1, key), None);
+        assert_eq!(tlb.read_offset(0x40_3000, 1, key), Some(0xa000));
+    }
+
+    #[test]
+    fn running_out_of_address_spaces_flushes() {
+        let mut tlb = Tlb::new();
+        for n in 0..5000u64 {
+            tlb.switch((n % 4096) as u16, false);
+            let key = tlb.key(Kind::User);
+            assert!(key < 0xfff);
+            assert_eq!(tlb.read_offset(0x7000, 1, key), None);
+            tlb.fill(0x7000, key, 0x1000, !0 << 12, RW);
+        }
+    }
+}
