@@ -1,1 +1,21 @@
-//! See ARCHITECTURE.md.
+//! Outside judges for the processor: the same instruction from the same state on several engines,
+//! and a comparison of everything an instruction can change. Tests only; nothing ships from here.
+//!
+//! A [`Case`] is one instruction with its registers and memory. [`Host`] runs it on the host's own
+//! processor, [`Ours`] on ours. Cases come from [`generate`] or from text ([`text`]); results that
+//! the SDM leaves undefined are named in one table, [`masks`].
+
+pub mod case;
+pub mod layout;
+mod rng;
+pub mod text;
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod elf;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod host;
+
+pub use case::{Case, Event, Mode, Outcome, UserState};
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub use host::Host;
+pub use rng::Rng;
