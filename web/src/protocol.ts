@@ -1,0 +1,76 @@
+// What the page and the machine's Worker say to each other.
+//
+// A request carries an `id`, which its reply repeats, and the `generation` of the machine it is
+// meant for. Booting starts a new generation; whatever still arrives from an older one is dropped,
+// on both sides.
+
+/** Where the bytes of an image come from. A Blob crosses to the Worker by reference, uncopied. */
+export type Source =
+  | { readonly from: 'url'; readonly name: string; readonly url: string }
+  | { readonly from: 'file'; readonly name: string; readonly file: Blob }
+  | { readonly from: 'builtin'; readonly name: string };
+
+/** A machine to build. */
+export interface Guest {
+  readonly name: string;
+  readonly kernel: Source;
+  readonly initrd?: Source;
+  readonly cmdline: string;
+  /** Bytes of guest RAM. */
+  readonly memory: number;
+  readonly cpus: number;
+}
+
+export type Request =
+  | { kind: 'boot'; guest: Guest }
+  | { kind: 'run' }
+  | { kind: 'pause' }
+  | { kind: 'input'; bytes: Uint8Array }
+  /** The terminal has shown this many bytes of serial output. */
+  | { kind: 'shown'; bytes: number }
+  /** What kind of image is this? */
+  | { kind: 'identify'; file: Blob }
+  /** A hash over the whole machine's state. */
+  | { kind: 'hash' };
+
+export type RequestMessage = Request & { id: number; generation: number };
+
+/** What an image is, by its content; `unknown` is neither a kernel nor an initial RAM disk. */
+export type ImageKind = 'kernel' | 'initrd' | 'unknown';
+
+export type Reply =
+  | { ok: true; value?: unknown }
+  | { ok: false; error: string };
+
+/** Why the machine does not run. */
+export interface StopReason {
+  /** Stable word: `power-off`, `reset`, `shutdown`, `unimplemented`, `exit`, ... */
+  readonly kind: string;
+  /** One readable line. */
+  readonly message: string;
+}
+
+export type RunState = 'running' | 'paused' | 'stopped';
+
+export interface Status {
+  readonly state: RunState;
+  readonly stop?: StopReason;
+  /** Instructions retired since boot. */
+  readonly instructions: number;
+  /** Guest time since boot, in ticks (ns). */
+  readonly ticks: number;
+  /** Million instructions per second of the time spent executing, over the last half second. */
+  readonly mips: number;
+  /** Share of wall time spent executing, 0 to 1. */
+  readonly load: number;
+}
+
+export type WorkerEvent =
+  | { kind: 'reply'; id: number; reply: Reply }
+  | { kind: 'serial'; bytes: Uint8Array }
+  | { kind: 'status'; status: Status }
+  /** The Worker can no longer be used. */
+  | { kind: 'broken'; message: string }
+  | { kind: 'progress'; name: string; loaded: number; total: number | undefined };
+
+export type EventMessage = WorkerEvent & { generation: number };

@@ -1,0 +1,293 @@
+// The machine's Worker: one machine, run in slices of at most 8 ms. Between slices the Worker yields
+// through a MessageChannel, so that input is taken at once.
+
+import init, { check, identify, Machine } from '../../pkg/hypernest_wasm.js';
+import wasmUrl from '../../pkg/hypernest_wasm_bg.wasm?url';
+import { type Budget, Pacer, TICKS_PER_MS } from './pacer';
+import type {
+  EventMessage,
+  Guest,
+  Reply,
+  Request,
+  RequestMessage,
+  RunState,
+  Source,
+  StopReason,
+  WorkerEvent,
+} from './protocol';
+
+/** Serial output on its way to the terminal beyond which the machine waits for the terminal. */
+const SERIAL_WINDOW = 128 * 1024;
+const STATUS_EVERY_MS = 100;
+const SPEED_WINDOW_MS = 500;
+/** The longest sleep of an idle guest; input ends a sleep. */
+const MAX_SLEEP_MS = 100;
+/** Enough of an image to tell what it is (a multiboot header lies in the first 8 KiB). */
+const IDENTIFY_BYTES = 64 * 1024;
+
+const ready = init({ module_or_path: wasmUrl });
+const pacer = new Pacer();
+
+let machine: Machine | undefined;
+let generation = 0;
+let state: RunState = 'paused';
+let stop: StopReason | undefined;
+let ticks = 0;
+let instructions = 0;
+let serialInFlight = 0;
+
+// ---- messages ----
+
+self.onmessage = (event: MessageEvent<RequestMessage>) => {
+  const { id, generation: wanted, ...request } = event.data;
+  const answer = (reply: Reply) => post({ kind: 'reply', id, reply }, wanted);
+  if (request.kind === 'boot') {
+    generation = wanted;
+  } else if (request.kind !== 'identify' && wanted !== generation) {
+    return answer({ ok: true }); // meant for a machine that is gone
+  }
+  handle(request, wanted).then(
+    (value) => answer({ ok: true, value }),
+    (error: unknown) => (isBreakdown(error) ? breakDown(error) : answer({ ok: false, error: readable(error) })),
+  );
+};
+
+async function handle(request: Request, wanted: number): Promise<unknown> {
+  await ready;
+  switch (request.kind) {
+    case 'boot':
+      return boot(request.guest, wanted);
+    case 'identify':
+      return identify(new Uint8Array(await request.file.slice(0, IDENTIFY_BYTES).arrayBuffer()));
+    case 'run':
+      if (machine && state === 'paused') {
+        state = 'running';
+        pacer.level(performance.now(), ticks);
+        speed.restart();
+        sendStatus();
+        wake();
+      }
+      return undefined;
+    case 'pause':
+      if (state === 'running') {
+        state = 'paused';
+        sendStatus();
+      }
+      return undefined;
+    case 'input':
+      machine?.send_serial(request.bytes);
+      wake();
+      return undefined;
+    case 'shown':
+      serialInFlight -= request.bytes;
+      wake();
+      return undefined;
+    case 'hash':
+      return machine?.state_hash();
+  }
+}
+
+function post(event: WorkerEvent, to = generation, transfer: Transferable[] = []): void {
+  const message: EventMessage = { ...event, generation: to };
+  self.postMessage(message, { transfer });
+}
+
+/** The machine reports errors as strings. */
+function readable(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** A trap in the machine's own code, which must not be entered again. */
+function isBreakdown(error: unknown): error is WebAssembly.RuntimeError {
+  return error instanceof WebAssembly.RuntimeError;
+}
+
+function breakDown(error: WebAssembly.RuntimeError): void {
+  state = 'stopped';
+  post({ kind: 'broken', message: `The machine broke down (${error.message}). The browser's console says more.` });
+}
+
+// ---- booting ----
+
+async function boot(guest: Guest, wanted: number): Promise<void> {
+  machine?.free(); // its RAM first: two machines may not fit
+  machine = undefined;
+  state = 'paused';
+  stop = undefined;
+  ticks = instructions = serialInFlight = 0;
+
+  const options = { memory: guest.memory, cpus: guest.cpus, cmdline: guest.cmdline };
+  check(options); // before anything is fetched
+  const kernel = await load(guest.kernel, wanted);
+  const initrd = guest.initrd ? await load(guest.initrd, wanted) : undefined;
+  if (wanted !== generation) return; // another boot overtook this one
+  machine = new Machine(options, kernel, initrd);
+  pacer.level(performance.now(), 0);
+  speed.restart();
+  state = 'running';
+  sendStatus();
+  wake();
+}
+
+/** Images of the guest booted last, so that a reset needs no network. */
+const loaded = new Map<string, Uint8Array>();
+
+async function load(source: Source, wanted: number): Promise<Uint8Array | undefined> {
+  if (source.from === 'builtin') return undefined;
+  if (source.from === 'file') return new Uint8Array(await source.file.arrayBuffer());
+  const known = loaded.get(source.url);
+  if (known) return known;
+  const bytes = await download(source.url, source.name, wanted);
+  loaded.set(source.url, bytes);
+  return bytes;
+}
+
+async function download(url: string, name: string, wanted: number): Promise<Uint8Array> {
+  const response = await fetch(url).catch((error: unknown) => {
+    throw `Cannot fetch ${name}: ${readable(error)}. Is the server still running?`;
+  });
+  if (!response.ok || !response.body) throw `Cannot fetch ${name}: the server answered ${response.status} ${response.statusText}`;
+  const length = Number(response.headers.get('content-length'));
+  const total = length > 0 && !response.headers.get('content-encoding') ? length : undefined;
+  const parts: Uint8Array[] = [];
+  let loadedBytes = 0;
+  let reported = 0;
+  const reader = response.body.getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    parts.push(value);
+    loadedBytes += value.length;
+    if (loadedBytes - reported > 256 * 1024) {
+      reported = loadedBytes;
+      post({ kind: 'progress', name, loaded: loadedBytes, total }, wanted);
+    }
+  }
+  const bytes = new Uint8Array(loadedBytes);
+  let at = 0;
+  for (const part of parts) {
+    bytes.set(part, at);
+    at += part.length;
+  }
+  return bytes;
+}
+
+// ---- running ----
+
+const channel = new MessageChannel();
+channel.port1.onmessage = () => {
+  scheduled = false;
+  slice();
+};
+let scheduled = false;
+let timer: ReturnType<typeof setTimeout> | undefined;
+
+/** Run a slice as soon as waiting messages have been taken. */
+function wake(): void {
+  if (timer !== undefined) {
+    clearTimeout(timer);
+    timer = undefined;
+  }
+  if (!scheduled && state === 'running') {
+    scheduled = true;
+    channel.port2.postMessage(0);
+  }
+}
+
+function sleep(ms: number): void {
+  timer ??= setTimeout(() => {
+    timer = undefined;
+    wake();
+  }, ms);
+}
+
+function slice(): void {
+  if (!machine || state !== 'running' || serialInFlight > SERIAL_WINDOW) return;
+  const begin = performance.now();
+  const budget = pacer.plan(begin, ticks);
+  if (budget && !run(machine, budget, begin)) return;
+  if (budget && pacer.plan(performance.now(), ticks)) {
+    wake();
+  } else {
+    const idle = machine.idle_ticks() / TICKS_PER_MS;
+    sleep(Math.max(1, Math.min(idle, MAX_SLEEP_MS)));
+  }
+  if (performance.now() - lastStatus > STATUS_EVERY_MS) sendStatus();
+}
+
+/** One slice. False when the machine cannot go on. */
+function run(machine: Machine, budget: Budget, begin: number): boolean {
+  let report;
+  try {
+    report = machine.run_slice(budget.ticks, budget.instructions);
+  } catch (error) {
+    if (isBreakdown(error)) breakDown(error);
+    else stopWith({ kind: 'failed', message: readable(error) });
+    return false;
+  }
+  const ms = performance.now() - begin;
+  const executed = report.instructions - instructions;
+  pacer.took(ms, executed);
+  speed.add(executed, ms);
+  ticks = report.ticks;
+  instructions = report.instructions;
+
+  const output = machine.take_serial();
+  if (output.length > 0) {
+    serialInFlight += output.length;
+    post({ kind: 'serial', bytes: output }, generation, [output.buffer]);
+  }
+  if (report.stop) {
+    stopWith(report.stop);
+    return false;
+  }
+  return true;
+}
+
+function stopWith(reason: StopReason): void {
+  state = 'stopped';
+  stop = reason;
+  sendStatus();
+}
+
+// ---- status ----
+
+/** Speed over the last whole window, and over the current one until there is a whole one. */
+class Speed {
+  private since = 0;
+  private instructions = 0;
+  private busyMs = 0;
+  mips = 0;
+  load = 0;
+
+  restart(): void {
+    this.since = performance.now();
+    this.instructions = this.busyMs = 0;
+  }
+
+  add(instructions: number, ms: number): void {
+    this.instructions += instructions;
+    this.busyMs += ms;
+    this.measure();
+  }
+
+  measure(): void {
+    const wall = performance.now() - this.since;
+    if (wall < SPEED_WINDOW_MS) return;
+    if (this.busyMs > 0.5) this.mips = this.instructions / this.busyMs / 1000;
+    this.load = Math.min(1, this.busyMs / wall);
+    this.restart();
+  }
+}
+
+const speed = new Speed();
+let lastStatus = 0;
+
+function sendStatus(): void {
+  lastStatus = performance.now();
+  speed.measure();
+  post({
+    kind: 'status',
+    status: { state, ...(stop ? { stop } : {}), instructions, ticks, mips: speed.mips, load: speed.load },
+  });
+}
