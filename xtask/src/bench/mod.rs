@@ -1,0 +1,219 @@
+//! `cargo xtask bench`: what the machine does in one run against what else is installed. Ratios hold from host to
+//! host and from hour to hour; seconds do not. Nothing here is a test.
+
+mod bochs;
+mod measure;
+mod page;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::build;
+use crate::guests::{self, Kernel, LINUX_ARGS, LOOP_INSTRUCTIONS, MARKER};
+use crate::integration::{LinuxRun, first_kernel};
+use crate::run::{command, find};
+use measure::{Run, median, run_until};
+
+/// QEMU's time, as Bochs HEAD was measured against it on one machine.
+const BOCHS_TO_QEMU: f64 = 2.2;
+const LIMIT: Duration = Duration::from_secs(300);
+
+const PARTS: &[&str] = &["boot", "loop", "start", "page"];
+
+pub fn main(args: &[&str]) -> Result<bool> {
+    let mut pairs = 5;
+    let mut parts = Vec::new();
+    let mut args = args.iter();
+    while let Some(&arg) = args.next() {
+        match arg {
+            "--pairs" => {
+                pairs = args
+                    .next()
+                    .context("--pairs needs a number")?
+                    .parse::<usize>()?
+                    .max(1)
+            }
+            _ if PARTS.contains(&arg) => parts.push(arg),
+            _ => bail!(
+                "unknown part {arg}; there are {} and --pairs N",
+                PARTS.join(", ")
+            ),
+        }
+    }
+    if parts.is_empty() {
+        parts = PARTS.to_vec();
+    }
+    let kernel = first_kernel()?;
+    let cli = build::cli()?;
+    let mut native_rate = None;
+    for part in parts {
+        match part {
+            "boot" => native_rate = Some(boot(&cli, kernel, pairs)?),
+            "loop" => hot_loop(&cli, pairs)?,
+            "start" => start(&cli)?,
+            _ => page::measure(native_rate)?,
+        }
+    }
+    Ok(true)
+}
+
+/// QEMU's emulator, on the board with the least firmware.
+fn qemu(image: &Path) -> Option<std::process::Command> {
+    let program = find("qemu-system-x86_64")?;
+    let mut qemu = command(&program.to_string_lossy());
+    qemu.args([
+        "-accel",
+        "tcg",
+        "-display",
+        "none",
+        "-serial",
+        "stdio",
+        "-no-reboot",
+        "-nodefaults",
+    ])
+    .args(["-m", "256", "-kernel"])
+    .arg(image);
+    Some(qemu)
+}
+
+/// Boots the kernel to its init in turns; the instructions per second of ours.
+fn boot(cli: &Path, kernel: &Kernel, pairs: usize) -> Result<f64> {
+    println!(
+        "\n== Linux {} to `{MARKER}`, {pairs} pairs of runs",
+        kernel.series
+    );
+    let append = format!("{LINUX_ARGS} anchor.stop=boot");
+    let report = crate::run::cache().join("bench.json");
+    let bochs = bochs::Bochs::prepare(kernel, &append)?;
+    let (mut ours, mut tcg, mut others) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..pairs {
+        let options = vec![
+            "--stop-on".into(),
+            MARKER.into(),
+            "--report-json".into(),
+            report.to_string_lossy().into_owned(),
+        ];
+        let run = LinuxRun {
+            kernel,
+            cpus: 1,
+            options,
+        };
+        ours.push(run_until(&mut run.command(cli), MARKER, LIMIT)?);
+        if let Some(mut qemu) = qemu(&kernel.image()) {
+            qemu.args(["-M", "microvm", "-append", &append])
+                .arg("-initrd")
+                .arg(kernel.initramfs());
+            tcg.push(run_until(&mut qemu, MARKER, LIMIT)?);
+        }
+        if let Some(bochs) = &bochs {
+            others.push(bochs.run(LIMIT)?);
+        }
+    }
+    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&report)?)?;
+    let instructions = report["instructions"]
+        .as_u64()
+        .context("the report has no instructions")? as f64;
+    let seconds = median(ours.iter().map(Run::cpu_seconds));
+    let rate = instructions / seconds / 1e6;
+    println!(
+        "hypernest: {seconds:.2} CPU-s, {:.0} M instructions, {rate:.0} MIPS",
+        instructions / 1e6
+    );
+    compare("QEMU TCG (microvm)", &ours, &tcg);
+    if tcg.is_empty() {
+        println!("QEMU is not installed (package qemu-system-x86)");
+    } else if others.is_empty() {
+        let against = ratio(&ours, &tcg) / BOCHS_TO_QEMU;
+        println!(
+            "Bochs is not installed; by its known {BOCHS_TO_QEMU} x QEMU's time, ours takes {against:.2} of Bochs' time"
+        );
+    }
+    compare("Bochs, firmware and boot loader included", &ours, &others);
+    let peak = ours.iter().map(|run| run.peak_kib).max().unwrap_or(0) / 1024;
+    println!(
+        "peak memory: {peak} MiB, of which 256 MiB guest RAM: {} MiB on top",
+        peak as i64 - 256
+    );
+    Ok(rate)
+}
+
+/// The median over pairs of our time by theirs.
+fn ratio(ours: &[Run], theirs: &[Run]) -> f64 {
+    median(
+        ours.iter()
+            .zip(theirs)
+            .map(|(a, b)| a.cpu_seconds() / b.cpu_seconds()),
+    )
+}
+
+fn compare(name: &str, ours: &[Run], theirs: &[Run]) {
+    if !theirs.is_empty() {
+        let seconds = median(theirs.iter().map(Run::cpu_seconds));
+        println!(
+            "{name}: {seconds:.2} CPU-s; ours takes {:.2} of that time",
+            ratio(ours, theirs)
+        );
+    }
+}
+
+fn hot_loop(cli: &Path, pairs: usize) -> Result<()> {
+    let millions = LOOP_INSTRUCTIONS as f64 / 1e6;
+    println!(
+        "\n== A hot loop of 12 instructions, 3 of them memory accesses ({millions:.0} M instructions)"
+    );
+    let image = loop_image()?;
+    let (mut ours, mut tcg) = (Vec::new(), Vec::new());
+    for _ in 0..pairs {
+        let mut run = command(&cli.to_string_lossy());
+        run.arg("run")
+            .arg(&image)
+            .args(["--memory", "16M", "--serial", "stdio"]);
+        ours.push(run_until(&mut run, "", LIMIT)?);
+        if let Some(mut qemu) = qemu(&image) {
+            qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+            tcg.push(run_until(&mut qemu, "", LIMIT)?);
+        }
+    }
+    for (name, runs) in [("hypernest", &ours), ("QEMU TCG", &tcg)] {
+        if !runs.is_empty() {
+            println!(
+                "{name}: {:.0} MIPS",
+                millions / median(runs.iter().map(Run::cpu_seconds))
+            );
+        }
+    }
+    Ok(())
+}
+
+fn start(cli: &Path) -> Result<()> {
+    println!("\n== From starting the command to the guest's first output");
+    let image = loop_image()?;
+    let mut latencies = Vec::new();
+    for _ in 0..15 {
+        let mut run = command(&cli.to_string_lossy());
+        run.arg("run")
+            .arg(&image)
+            .args(["--memory", "256M", "--serial", "stdio"]);
+        let run = run_until(&mut run, "S", LIMIT)?;
+        latencies.push(run.wall.as_secs_f64() * 1e3);
+    }
+    println!(
+        "median of {}: {:.1} ms",
+        latencies.len(),
+        median(latencies.iter().copied())
+    );
+    Ok(())
+}
+
+fn loop_image() -> Result<PathBuf> {
+    let image = guests::dir().join("loop.elf");
+    if !image.is_file() {
+        bail!(
+            "{} is missing: `cargo xtask guests` makes it",
+            image.display()
+        );
+    }
+    Ok(image)
+}

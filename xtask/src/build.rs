@@ -1,0 +1,58 @@
+//! Building what is shipped: the command, the WebAssembly package, the page.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use crate::run::{command, find, line, output, root, run};
+use crate::setup::npm_ci;
+
+/// Builds the `hypernest` command as it is shipped; its path.
+pub fn cli() -> Result<PathBuf> {
+    run(&mut line("cargo build --release --quiet -p hypernest-cli"))?;
+    Ok(target_dir()?.join("release/hypernest"))
+}
+
+/// Where cargo puts what it builds.
+pub fn target_dir() -> Result<PathBuf> {
+    let metadata = output(&mut line("cargo metadata --format-version 1 --no-deps"))?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
+    Ok(metadata["target_directory"]
+        .as_str()
+        .context("cargo metadata names no target_directory")?
+        .into())
+}
+
+/// Builds `crate/wasm` into `pkg/`.
+pub fn wasm() -> Result<()> {
+    for (program, package) in [
+        ("wasm-pack", "wasm-pack"),
+        ("wasm-bindgen", "wasm-bindgen-cli"),
+    ] {
+        find(program).with_context(|| {
+            format!("{program} is missing: `cargo xtask test setup` installs {package}")
+        })?;
+    }
+    npm_ci()?; // binaryen's wasm-opt; Debian's would spoil the package
+    let mut build = line(
+        "wasm-pack build crate/wasm --mode no-install --release --target web --out-dir ../../pkg",
+    );
+    if !root().join("node_modules/.bin/wasm-opt").exists() {
+        build.arg("--no-opt");
+    }
+    run(&mut build)
+}
+
+/// Builds the page into `web/dist`, from the package that [`wasm`] made.
+pub fn page() -> Result<()> {
+    if !root().join("package.json").exists() {
+        bail!("there is no page yet");
+    }
+    npm_ci()?;
+    run(command("npm").args(["run", "--silent", "build"]))
+}
+
+/// The page as it is served.
+pub fn page_dir() -> PathBuf {
+    root().join("web/dist")
+}

@@ -1,0 +1,282 @@
+//! Whole machines: stock kernels boot, equal runs end in equal states, wild guests do no harm.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::guests::{KERNELS, Kernel, LINUX_ARGS, MARKER};
+use crate::run::{Captured, cache, capture, command, find, line, root, run, shown};
+use crate::test::Outcome;
+use crate::{build, guests};
+
+/// A run that takes longer than this has failed.
+const LIMIT_SECONDS: u64 = 400;
+
+/// A run of the command: a kernel, its initramfs, and what differs.
+pub struct LinuxRun<'a> {
+    pub kernel: &'a Kernel,
+    pub cpus: u32,
+    /// Further options of `hypernest run`.
+    pub options: Vec<String>,
+}
+
+impl LinuxRun<'_> {
+    /// The command line.
+    pub fn command(&self, cli: &Path) -> std::process::Command {
+        let mut run = command(&cli.to_string_lossy());
+        run.arg("run")
+            .arg(self.kernel.image())
+            .arg("--initrd")
+            .arg(self.kernel.initramfs())
+            .args(["--append", &format!("{LINUX_ARGS} anchor.stop=boot")])
+            .args(["--memory", "256M", "--serial", "stdio"])
+            .args(["--cpus", &self.cpus.to_string()])
+            .args(["--timeout", &LIMIT_SECONDS.to_string()])
+            .args(&self.options);
+        run
+    }
+
+    fn capture(&self, cli: &Path) -> Result<Captured> {
+        let mut run = self.command(cli);
+        println!("$ {}", shown(&run));
+        capture(Duration::from_secs(LIMIT_SECONDS + 30), &mut run)
+    }
+}
+
+/// Both kernels with one and two processors.
+pub fn boots() -> Result<Outcome> {
+    let there: Vec<_> = KERNELS
+        .iter()
+        .filter(|kernel| kernel.image().exists())
+        .collect();
+    if there.is_empty() {
+        return Ok(Outcome::Skipped(
+            "there is no guest image: see suite guests".into(),
+        ));
+    }
+    let cli = build::cli()?;
+    let mut failures = Vec::new();
+    for kernel in &there {
+        for cpus in [1, 2] {
+            let name = format!("Linux {} with {cpus} processor(s)", kernel.series);
+            let options = vec!["--stop-on".into(), MARKER.into()];
+            let result = LinuxRun {
+                kernel,
+                cpus,
+                options,
+            }
+            .capture(&cli)?;
+            match boot_failure(&result, cpus) {
+                None => println!(
+                    "{name}: at its init after {:.1} s",
+                    result.time.as_secs_f64()
+                ),
+                Some(why) => {
+                    println!("{name}: {why}");
+                    show_end(&result);
+                    failures.push(format!("{name}: {why}"));
+                }
+            }
+        }
+    }
+    if !failures.is_empty() {
+        bail!("{}", failures.join("; "));
+    }
+    Ok(Outcome::Passed)
+}
+
+fn boot_failure(result: &Captured, cpus: u32) -> Option<String> {
+    match result.status.map(|status| status.code()) {
+        None | Some(Some(124)) => return Some("did not reach its init in time".into()),
+        Some(Some(0)) => {}
+        Some(code) => return Some(format!("ended with exit code {code:?}")),
+    }
+    if !result.stdout.contains(MARKER) {
+        return Some("ended well but without the marker".into());
+    }
+    // "node" or "nodes", and "CPU" or "CPUs", by number.
+    let brought_up = format!("{cpus} CPU");
+    let smp = result
+        .stdout
+        .lines()
+        .any(|line| line.contains("Brought up") && line.contains(&brought_up));
+    (!smp).then(|| format!("did not bring up {cpus} processor(s)"))
+}
+
+fn show_end(result: &Captured) {
+    for (name, text) in [("serial", &result.stdout), ("stderr", &result.stderr)] {
+        let lines: Vec<_> = text.lines().collect();
+        for line in &lines[lines.len().saturating_sub(30)..] {
+            println!("{name}| {line}");
+        }
+    }
+}
+
+/// Where a run stood when it was stopped.
+#[derive(Debug, PartialEq, Eq)]
+struct End {
+    ticks: u64,
+    hash: String,
+}
+
+/// The tick at which the states are compared: in the middle of the kernel's start, after its clocks, its memory
+/// and (with two processors) its processors are up.
+const COMPARED_TICK: u64 = 300_000_000;
+
+/// The same guest twice, in blocks of 1, 7 and as many instructions as a block holds, and in WebAssembly.
+pub fn determinism() -> Result<Outcome> {
+    let kernel = &KERNELS[0];
+    if !kernel.image().exists() {
+        return Ok(Outcome::Skipped(
+            "there is no guest image: see suite guests".into(),
+        ));
+    }
+    let cli = build::cli()?;
+    let mut different = Vec::new();
+    for cpus in [1, 2] {
+        let reference = native_end(&cli, kernel, cpus, None)?;
+        println!(
+            "{cpus} processor(s): tick {} hash {}",
+            reference.ticks, reference.hash
+        );
+        if reference.ticks != COMPARED_TICK {
+            bail!(
+                "the run stopped at tick {}, not at {COMPARED_TICK}",
+                reference.ticks
+            );
+        }
+        let mut compare = |name: &str, end: Result<End>| -> Result<()> {
+            let end = end.with_context(|| format!("{name}, {cpus} processor(s)"))?;
+            println!(
+                "{cpus} processor(s), {name}: tick {} hash {}",
+                end.ticks, end.hash
+            );
+            if end != reference {
+                different.push(format!("{name} with {cpus} processor(s)"));
+            }
+            Ok(())
+        };
+        compare("again", native_end(&cli, kernel, cpus, None))?;
+        compare("blocks of 1", native_end(&cli, kernel, cpus, Some(1)))?;
+        compare("blocks of 7", native_end(&cli, kernel, cpus, Some(7)))?;
+        compare("WebAssembly", wasm_end(kernel, cpus))?;
+    }
+    if !different.is_empty() {
+        bail!("ended in another state: {}", different.join(", "));
+    }
+    Ok(Outcome::Passed)
+}
+
+fn native_end(cli: &Path, kernel: &Kernel, cpus: u32, block: Option<u32>) -> Result<End> {
+    let report = cache().join("determinism.json");
+    let _ = fs::remove_file(&report);
+    let mut options = vec![
+        "--stop-at".into(),
+        COMPARED_TICK.to_string(),
+        "--report-json".into(),
+        report.to_string_lossy().into_owned(),
+    ];
+    if let Some(length) = block {
+        options.extend(["--block-length".into(), length.to_string()]);
+    }
+    let result = LinuxRun {
+        kernel,
+        cpus,
+        options,
+    }
+    .capture(cli)?;
+    let text = fs::read_to_string(&report);
+    if text.is_err() || !result.status.is_some_and(|status| status.success()) {
+        show_end(&result);
+        bail!("the run ended with {:?}", result.status);
+    }
+    end(&text?)
+}
+
+fn end(json: &str) -> Result<End> {
+    let report: Value =
+        serde_json::from_str(json).with_context(|| format!("not a report: {json}"))?;
+    let ticks = report["ticks"]
+        .as_u64()
+        .context("the report has no ticks")?;
+    let hash = report["state_hash"]
+        .as_str()
+        .context("the report has no state_hash")?
+        .into();
+    Ok(End { ticks, hash })
+}
+
+/// The same in Node, through the package that the page uses.
+fn wasm_end(kernel: &Kernel, cpus: u32) -> Result<End> {
+    find("node").context("node is missing (package nodejs)")?;
+    if !root().join("pkg/hypernest_wasm_bg.wasm").exists() {
+        build::wasm()?;
+    }
+    let mut node = line("node tests/integration/run-to-tick.mjs");
+    node.arg(kernel.image())
+        .arg(kernel.initramfs())
+        .args([
+            format!("{LINUX_ARGS} anchor.stop=boot"),
+            (256 << 20).to_string(),
+            cpus.to_string(),
+        ])
+        .arg(COMPARED_TICK.to_string());
+    println!("$ {}", shown(&node));
+    let result = capture(Duration::from_secs(LIMIT_SECONDS), &mut node)?;
+    if !result.status.is_some_and(|status| status.success()) {
+        show_end(&result);
+        bail!("node ended with {:?}", result.status);
+    }
+    end(result.stdout.lines().last().unwrap_or_default())
+}
+
+/// Runs each target of `fuzz/` for `time`.
+pub fn fuzz(time: Duration) -> Result<Outcome> {
+    let targets = fuzz_targets()?;
+    if targets.is_empty() {
+        return Ok(Outcome::Skipped("fuzz/ has no targets".into()));
+    }
+    if find("cargo-fuzz").is_none() {
+        return Ok(Outcome::Skipped(
+            "cargo-fuzz is not installed: `cargo install cargo-fuzz --locked`".into(),
+        ));
+    }
+    for target in targets {
+        let mut fuzz = line(&format!("cargo fuzz run --sanitizer none {target} --"));
+        // The pinned compiler has what the fuzzer's instrumentation needs, behind this door.
+        fuzz.env("RUSTC_BOOTSTRAP", "1")
+            .arg(format!("-max_total_time={}", time.as_secs()));
+        run(&mut fuzz)?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn fuzz_targets() -> Result<Vec<String>> {
+    let dir: PathBuf = root().join("fuzz/fuzz_targets");
+    let mut targets = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "rs") {
+            targets.push(
+                path.file_stem()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned(),
+            );
+        }
+    }
+    targets.sort();
+    Ok(targets)
+}
+
+/// Whether any kernel's images are there, for chores that need one.
+pub fn first_kernel() -> Result<&'static Kernel> {
+    guests::make_what_is_possible()?;
+    KERNELS
+        .iter()
+        .find(|kernel| kernel.image().exists())
+        .context("no guest kernel could be made")
+}

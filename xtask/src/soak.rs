@@ -1,0 +1,95 @@
+//! `cargo xtask soak`: the long forms of the tests.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::run::{cache, line, run_within};
+use crate::test::Outcome;
+use crate::{integration, kut};
+
+/// One long run.
+struct Part {
+    name: &'static str,
+    run: fn() -> Result<Outcome>,
+}
+
+const PARTS: &[Part] = &[
+    Part {
+        name: "oracle",
+        run: oracle,
+    },
+    Part {
+        name: "boots",
+        run: integration::boots,
+    },
+    Part {
+        name: "determinism",
+        run: integration::determinism,
+    },
+    Part {
+        name: "kut",
+        run: unit_tests,
+    },
+    Part {
+        name: "fuzz",
+        run: || integration::fuzz(Duration::from_secs(15 * 60)),
+    },
+];
+
+/// Cases of the comparison with the host's processor.
+const ORACLE_CASES: u64 = 20_000_000;
+
+pub fn main(args: &[&str]) -> Result<bool> {
+    if let Some(unknown) = args
+        .iter()
+        .find(|arg| PARTS.iter().all(|part| part.name != **arg))
+    {
+        let names: Vec<_> = PARTS.iter().map(|part| part.name).collect();
+        bail!("there is no part {unknown}; there are {}", names.join(", "));
+    }
+    let mut text = String::new();
+    let mut good = true;
+    for part in PARTS
+        .iter()
+        .filter(|part| args.is_empty() || args.contains(&part.name))
+    {
+        println!("\n==== {}", part.name);
+        let start = Instant::now();
+        let result = (part.run)();
+        let seconds = start.elapsed().as_secs();
+        let (word, why) = match &result {
+            Ok(Outcome::Passed) => ("passed", String::new()),
+            Ok(Outcome::Skipped(why)) => ("skipped", why.clone()),
+            Err(error) => ("FAILED", format!("{error:#}")),
+        };
+        good &= result.is_ok();
+        writeln!(text, "{:12} {word:8} {seconds:>6} s  {why}", part.name)?;
+        // After each part: what was reached stays known when a later part is cut off.
+        fs::create_dir_all(cache())?;
+        fs::write(cache().join("soak.txt"), &text)?;
+    }
+    print!("\n{text}");
+    Ok(good)
+}
+
+fn oracle() -> Result<Outcome> {
+    let mut test = line("cargo test --release -p hypernest-oracle");
+    test.env("HYPERNEST_ORACLE_CASES", ORACLE_CASES.to_string());
+    run_within(Duration::from_secs(12 * 3600), &mut test)?;
+    Ok(Outcome::Passed)
+}
+
+fn unit_tests() -> Result<Outcome> {
+    let Some(dir) = std::env::var_os("KVM_UNIT_TESTS") else {
+        return Ok(Outcome::Skipped(
+            "KVM_UNIT_TESTS names no built kvm-unit-tests tree".into(),
+        ));
+    };
+    if !kut::main(&[&dir.to_string_lossy()])? {
+        bail!("not all tests passed");
+    }
+    Ok(Outcome::Passed)
+}
