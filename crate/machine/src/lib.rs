@@ -1,1 +1,3 @@
-//! See ARCHITECTURE.md.
+//! The board of Hypernest. See ARCHITECTURE.md.
+
+pub mod boot;
