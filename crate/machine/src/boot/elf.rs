@@ -101,9 +101,7 @@ fn parse<Header: FileHeader<Endian = Endianness>>(
             ));
         }
         if kind == elf::PT_NOTE {
-            if let Some(entry) = pvh_note(endian, program, bytes) {
-                found.pvh_entry = Some(entry);
-            }
+            found.pvh_entry = pvh_note(endian, program, bytes).or(found.pvh_entry);
         }
         if kind != elf::PT_LOAD {
             continue;
@@ -178,7 +176,7 @@ pub fn load(ram: &mut Ram, bytes: &[u8], segments: &[Segment]) -> Result<(), Boo
         let fits = ram
             .offset(segment.address)
             .zip(end.and_then(|end| ram.offset(end)));
-        if !fits.is_some_and(|(first, last)| last.wrapping_sub(first) as u64 == segment.len - 1) {
+        if fits.is_none_or(|(first, last)| last.wrapping_sub(first) as u64 != segment.len - 1) {
             return Err(BootError::OutsideRam {
                 what: "a segment of the image",
                 address: segment.address,

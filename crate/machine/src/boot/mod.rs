@@ -22,6 +22,8 @@ mod pvh;
 mod symbols;
 mod unpack;
 
+use core::ops::Range;
+
 use hypernest_cpu::{OutOfRam, Ram, VcpuState};
 
 pub use symbols::Symbols;
@@ -336,7 +338,7 @@ impl Boot<'_> {
             layout::BOOT_PARAMS..layout::GDT_END,
             layout::COMMAND_LINE..layout::PAGE_TABLES_END,
         ];
-        keep_free(&elf, &used)?;
+        keep_free(&elf, used)?;
         elf::load(ram, self.image, &elf.segments)?;
         let start_info = pvh::write_info(self, ram, elf.end(), layout::INITRD_END)?;
         if elf.is_64 {
@@ -374,8 +376,8 @@ impl Boot<'_> {
 }
 
 /// Refuses an image that covers an area the loader writes to.
-fn keep_free(elf: &elf::Elf, areas: &[core::ops::Range<u64>]) -> Result<(), BootError> {
-    match areas.iter().find(|area| elf.overlaps(area)) {
+fn keep_free(elf: &elf::Elf, areas: impl IntoIterator<Item = Range<u64>>) -> Result<(), BootError> {
+    match areas.into_iter().find(|area| elf.overlaps(area)) {
         Some(area) => Err(BootError::LowMemory {
             start: area.start,
             end: area.end,

@@ -164,7 +164,7 @@ pub fn load(boot: &Boot, ram: &mut Ram, state: &mut VcpuState) -> Result<String,
         Some(addresses) => header.flat(boot.image, addresses)?,
         None => Elf::parse(boot.image)?,
     };
-    super::keep_free(&image, &[layout::GDT..layout::GDT_END])?;
+    super::keep_free(&image, core::iter::once(layout::GDT..layout::GDT_END))?;
     elf::load(ram, boot.image, &image.segments)?;
     let modules = place_modules(boot, ram, &image)?;
     let info = write_info(boot, ram, &image, &modules)?;

@@ -35,7 +35,7 @@ pub fn load(
         layout::START_INFO..layout::GDT_END,
         layout::COMMAND_LINE..layout::COMMAND_LINE_END,
     ];
-    keep_free(elf, &used)?;
+    keep_free(elf, used)?;
     elf::load(ram, file, &elf.segments)?;
     write_info(boot, ram, elf.end(), initrd_end)?;
     let registers = (0, layout::START_INFO as u32, 0);
