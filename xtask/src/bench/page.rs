@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use serde_json::Value;
 
 use crate::build;
-use crate::run::{capture, find, line, root};
+use crate::run::{capture, find, line};
 
 /// Boots the page's guest in Chromium and prints its rate, against the native one where that was measured.
 pub fn measure(native_mips: Option<f64>) -> Result<()> {
@@ -16,22 +17,25 @@ pub fn measure(native_mips: Option<f64>) -> Result<()> {
         );
         return Ok(());
     }
-    if !root().join("tests/browser/rate.mjs").exists() {
-        println!("not measured: there is no tests/browser/rate.mjs");
-        return Ok(());
-    }
-    let mut node = line("node tests/browser/rate.mjs --dist web/dist --guests .cache/guests");
-    let result = capture(Duration::from_secs(300), &mut node)?;
-    print!("{}{}", result.stdout, result.stderr);
-    let rate = result
-        .stdout
-        .lines()
-        .find_map(|line| line.strip_prefix("mips ")?.trim().parse::<f64>().ok());
-    if let (Some(rate), Some(native)) = (rate, native_mips) {
-        println!(
-            "Chromium: {rate:.0} MIPS, {:.2} of the native rate",
-            rate / native
-        );
+    let mut node = line("node tests/browser/bench.mjs");
+    let result = capture(Duration::from_secs(600), &mut node)?;
+    let report = result.stdout.lines().last().unwrap_or_default();
+    let report: Value = serde_json::from_str(report).with_context(|| {
+        format!(
+            "tests/browser/bench.mjs: {}{}",
+            result.stdout, result.stderr
+        )
+    })?;
+    let (rate, seconds) = (report["mips"].as_f64(), report["seconds"].as_f64());
+    let (rate, seconds) = rate
+        .zip(seconds)
+        .with_context(|| format!("no mips and seconds in {report}"))?;
+    println!(
+        "{}: prompt after {seconds:.2} s, {rate:.0} MIPS over all of it",
+        report["browser"]
+    );
+    if let Some(native) = native_mips {
+        println!("that is {:.2} of the native rate", rate / native);
     }
     Ok(())
 }
