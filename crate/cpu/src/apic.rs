@@ -1,12 +1,27 @@
 //! The local APIC (Vol. 3A, "Advanced Programmable Interrupt Controller").
 
 use crate::mem::Ctx;
+use crate::state::ApicState;
 
 /// A running local APIC.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Apic {}
+pub(crate) struct Apic {
+    state: ApicState,
+}
 
 impl Apic {
+    /// From the saved form.
+    pub fn load(state: &ApicState) -> Apic {
+        Apic {
+            state: state.clone(),
+        }
+    }
+
+    /// To the saved form.
+    pub fn save(&self) -> ApicState {
+        self.state.clone()
+    }
+
     /// Page of the xAPIC registers, where they are mapped.
     pub fn xapic_page(&self) -> Option<u64> {
         None

@@ -18,13 +18,16 @@ mod model;
 mod operand;
 mod paging;
 mod ram;
+mod save;
 mod state;
 mod tlb;
 mod trap;
 mod vcpu;
 
 pub use bus::{Bus, DeliveryMode, InterruptMessage, Tick};
+pub use model::{Feature, Model};
 pub use ram::{OutOfRam, PAGE_SIZE, Ram, RamError};
+pub use save::StateError;
 pub use state::{
     Activity, ApicState, FpuState, MsrState, SegmentState, SegmentStates, TableState, VcpuState,
 };

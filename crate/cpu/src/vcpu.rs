@@ -159,6 +159,8 @@ pub(crate) struct Vcpu {
     pub leave_block: bool,
 
     pub model: &'static Model,
+    /// vCPUs of the machine, for CPUID.
+    pub cpus: u32,
 }
 
 impl Vcpu {

@@ -4,13 +4,15 @@
 //! On entry RIP is already past the instruction; `i.ip()` is its own. A family changes nothing
 //! before the last point where it can fail. On a fault the caller restores RIP.
 
+pub(crate) mod control;
+pub(crate) mod msr;
+
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::mem::Ctx;
 use crate::trap::{Exec, Trap, UD};
 
 /// Executes `i`.
-#[expect(clippy::enum_glob_use, reason = "a table of mnemonics")]
 pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
     use Mnemonic::*;
     let _ = &x;
