@@ -4,8 +4,16 @@
 //! On entry RIP is already past the instruction; `i.ip()` is its own. A family changes nothing
 //! before the last point where it can fail. On a fault the caller restores RIP.
 
+mod alu;
+mod bits;
+mod branch;
 pub(crate) mod control;
+mod mov;
 pub(crate) mod msr;
+mod muldiv;
+mod shift;
+mod stack;
+pub(crate) mod string;
 
 use iced_x86::{Instruction, Mnemonic};
 
@@ -15,13 +23,91 @@ use crate::trap::{Exec, Trap, UD};
 /// Executes `i`.
 pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
     use Mnemonic::*;
-    let _ = &x;
     match i.mnemonic() {
         // ---- integer ----
+        Mov if !mov::is_system(i) => mov::mov(x, i),
+        Movnti => mov::mov(x, i),
+        Movzx => mov::mov(x, i),
+        Movsx | Movsxd => mov::sign_extended(x, i),
+        Movbe => mov::movbe(x, i),
+        Bswap => mov::bswap(x, i),
+        Lea => mov::lea(x, i),
+        Xchg => mov::xchg(x, i),
+        Xlatb => mov::xlat(x, i),
+        Cmovo | Cmovno | Cmovb | Cmovae | Cmove | Cmovne | Cmovbe | Cmova | Cmovs | Cmovns
+        | Cmovp | Cmovnp | Cmovl | Cmovge | Cmovle | Cmovg => mov::conditional(x, i),
+        Seto | Setno | Setb | Setae | Sete | Setne | Setbe | Seta | Sets | Setns | Setp | Setnp
+        | Setl | Setge | Setle | Setg => mov::set_condition(x, i),
+        Cbw | Cwde | Cdqe => mov::extend_accumulator(x, i),
+        Cwd | Cdq | Cqo => mov::sign_into_dx(x, i),
+        Lahf => mov::lahf(x),
+        Sahf => mov::sahf(x),
+        Salc => mov::salc(x),
+        Add | Adc | Sub | Sbb | And | Or | Xor => alu::binary(x, i),
+        Cmp => alu::cmp(x, i),
+        Test => alu::test(x, i),
+        Inc | Dec | Neg | Not => alu::unary(x, i),
+        Adcx | Adox => alu::add_one_flag(x, i),
+        Xadd => alu::xadd(x, i),
+        Cmpxchg => alu::cmpxchg(x, i),
+        Cmpxchg8b | Cmpxchg16b => alu::cmpxchg_pair(x, i),
+        Daa | Das => alu::decimal_adjust(x, i),
+        Aaa | Aas => alu::ascii_adjust(x, i),
+        Aam => alu::aam(x, i),
+        Aad => alu::aad(x, i),
+        Mul => muldiv::multiply_wide(x, i),
+        Imul if i.op_count() == 1 => muldiv::multiply_wide(x, i),
+        Imul => muldiv::multiply(x, i),
+        Mulx => muldiv::mulx(x, i),
+        Div => muldiv::div(x, i),
+        Idiv => muldiv::idiv(x, i),
+        Shl | Sal | Shr | Sar => shift::shift(x, i),
+        Rol | Ror => shift::rotate(x, i),
+        Rcl | Rcr => shift::rotate_through_carry(x, i),
+        Shld | Shrd => shift::double_shift(x, i),
+        Shlx | Shrx | Sarx => shift::shift_without_flags(x, i),
+        Rorx => shift::rorx(x, i),
+        Bt | Bts | Btr | Btc => bits::bit_test(x, i),
+        Bsf | Bsr => bits::scan(x, i),
+        Tzcnt | Lzcnt | Popcnt => bits::count(x, i),
+        Andn => bits::andn(x, i),
+        Blsi | Blsmsk | Blsr => bits::lowest_set(x, i),
+        Bextr => bits::bextr(x, i),
+        Bzhi => bits::bzhi(x, i),
+        Pdep => bits::pdep(x, i),
+        Pext => bits::pext(x, i),
+        Clc | Stc | Cmc | Cld | Std => mov::one_flag(x, i),
+        // Hints, and what is a hint as long as its feature is absent.
+        Nop | Pause | Endbr32 | Endbr64 | Rdsspd | Rdsspq | Cldemote | Prefetch | Prefetchw
+        | Prefetchwt1 | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchit0
+        | Prefetchit1 | Reservednop => Ok(()),
+        Push => stack::push(x, i),
+        Pop if !mov::is_system(i) => stack::pop(x, i),
+        Pusha | Pushad => stack::push_all(x, i),
+        Popa | Popad => stack::pop_all(x, i),
+        Pushf | Pushfd | Pushfq => stack::pushf(x, i),
+        Popf | Popfd | Popfq => stack::popf(x, i),
+        Enter => stack::enter(x, i),
+        Leave => stack::leave(x, i),
 
         // ---- strings ----
+        Movsb | Movsw | Movsd | Movsq | Cmpsb | Cmpsw | Cmpsd | Cmpsq | Scasb | Scasw | Scasd
+        | Scasq | Lodsb | Lodsw | Lodsd | Lodsq | Stosb | Stosw | Stosd | Stosq
+            if string::is_string(i) =>
+        {
+            string::string(x, i, 1).map(|_| ())
+        }
 
         // ---- control flow ----
+        Jmp if !branch::is_far(i) => branch::jmp(x, i),
+        Call if !branch::is_far(i) => branch::call(x, i),
+        Jo | Jno | Jb | Jae | Je | Jne | Jbe | Ja | Js | Jns | Jp | Jnp | Jl | Jge | Jle | Jg => {
+            branch::conditional(x, i)
+        }
+        Ret => branch::ret(x, i),
+        Loop | Loope | Loopne => branch::loop_(x, i),
+        Jcxz | Jecxz | Jrcxz => branch::jump_if_count_zero(x, i),
+        Bound => branch::bound(x, i),
 
         // ---- system ----
 

@@ -1,0 +1,189 @@
+//! PUSH and POP in all forms, flag images on the stack, stack frames.
+
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
+
+use crate::flags::bit;
+use crate::mem::Ctx;
+use crate::operand::{Place, mask, segment_of};
+use crate::paging::Access;
+use crate::trap::{Exec, GP0};
+use crate::vcpu::{Seg, reg};
+
+/// PUSH of a register, immediate, memory operand or segment register.
+pub(super) fn push(x: &mut Ctx, i: &Instruction) -> Exec {
+    if i.op0_kind() == OpKind::Register && i.op0_register().is_segment_register() {
+        return push_selector(x, i);
+    }
+    let value = x.operand(i, 0)?;
+    x.push(push_size(i), value)
+}
+
+fn push_size(i: &Instruction) -> usize {
+    (-i.stack_pointer_increment()) as usize
+}
+
+/// A selector pushed with a 32-bit operand size leaves the upper half of its slot alone
+/// (Vol. 2B, PUSH, "IA-32 Architecture Compatibility").
+fn push_selector(x: &mut Ctx, i: &Instruction) -> Exec {
+    let selector = x.cpu.seg(segment_of(i.op0_register())).selector;
+    let size = push_size(i);
+    if size != 4 {
+        return x.push(size, u64::from(selector));
+    }
+    let width = x.stack_width();
+    let top = x.cpu.gpr[reg::RSP].wrapping_sub(4) & mask(width);
+    let linear = x.linear(Seg::Ss, top, 4, Access::Write)?;
+    x.store(linear, selector.to_le_bytes())?;
+    x.cpu.set_gpr(reg::RSP, width, top);
+    Ok(())
+}
+
+/// POP to a general register or memory. An address that uses RSP sees it already incremented.
+pub(super) fn pop(x: &mut Ctx, i: &Instruction) -> Exec {
+    let before = x.cpu.gpr[reg::RSP];
+    let value = x.pop(x.operand_size(i, 0))?;
+    x.set_operand(i, 0, value)
+        .inspect_err(|_| x.cpu.gpr[reg::RSP] = before)
+}
+
+fn all_size(i: &Instruction) -> usize {
+    match i.mnemonic() {
+        Mnemonic::Pusha | Mnemonic::Popa => 2,
+        _ => 4,
+    }
+}
+
+/// PUSHA and PUSHAD.
+pub(super) fn push_all(x: &mut Ctx, i: &Instruction) -> Exec {
+    let size = all_size(i);
+    let width = x.stack_width();
+    let top = x.cpu.gpr[reg::RSP];
+    let mut slots = [0; 8];
+    for (n, slot) in slots.iter_mut().enumerate() {
+        let at = top.wrapping_sub((n + 1) as u64 * size as u64) & mask(width);
+        *slot = x.linear(Seg::Ss, at, size as u64, Access::Write)?;
+        x.probe_write(*slot, size as u64)?;
+    }
+    for (n, slot) in slots.into_iter().enumerate() {
+        x.store_sized(slot, size, x.cpu.gpr[n])?;
+    }
+    x.cpu
+        .set_gpr(reg::RSP, width, top.wrapping_sub(8 * size as u64));
+    Ok(())
+}
+
+/// POPA and POPAD. The stack pointer's own image is skipped.
+pub(super) fn pop_all(x: &mut Ctx, i: &Instruction) -> Exec {
+    let size = all_size(i);
+    let mut values = [0; 8];
+    for (n, value) in values.iter_mut().enumerate() {
+        if 7 - n != reg::RSP {
+            *value = x.peek_stack((n * size) as u64, size)?;
+        }
+    }
+    for (n, value) in values.into_iter().enumerate() {
+        if 7 - n != reg::RSP {
+            x.cpu.set_gpr(7 - n, size, value);
+        }
+    }
+    x.drop_stack(8 * size as u64);
+    Ok(())
+}
+
+fn flags_size(i: &Instruction) -> usize {
+    match i.mnemonic() {
+        Mnemonic::Pushf | Mnemonic::Popf => 2,
+        Mnemonic::Pushfd | Mnemonic::Popfd => 4,
+        _ => 8,
+    }
+}
+
+fn iopl(rflags: u64) -> u64 {
+    (rflags & bit::IOPL) >> 12
+}
+
+/// PUSHF, PUSHFD, PUSHFQ.
+pub(super) fn pushf(x: &mut Ctx, i: &Instruction) -> Exec {
+    let rflags = x.cpu.flags.get();
+    if rflags & bit::VM != 0 && iopl(rflags) < 3 {
+        return Err(GP0);
+    }
+    x.push(flags_size(i), rflags & !(bit::VM | bit::RF))
+}
+
+/// POPF, POPFD, POPFQ. IOPL changes only at CPL 0, IF only where CPL is within IOPL; VM, VIF
+/// and VIP never.
+pub(super) fn popf(x: &mut Ctx, i: &Instruction) -> Exec {
+    let old = x.cpu.flags.get();
+    if old & bit::VM != 0 && iopl(old) < 3 {
+        return Err(GP0);
+    }
+    let size = flags_size(i);
+    let popped = x.pop(size)?;
+    let mut changes = bit::ARITHMETIC | bit::TF | bit::DF | bit::NT | bit::AC | bit::ID;
+    if x.cpu.cpl == 0 {
+        changes |= bit::IOPL;
+    }
+    if u64::from(x.cpu.cpl) <= iopl(old) {
+        changes |= bit::IF;
+    }
+    changes &= mask(size);
+    x.cpu
+        .set_rflags((old & !changes | popped & changes) & !bit::RF);
+    Ok(())
+}
+
+/// ENTER.
+pub(super) fn enter(x: &mut Ctx, i: &Instruction) -> Exec {
+    let (sp, bp) = (x.cpu.gpr[reg::RSP], x.cpu.gpr[reg::RBP]);
+    make_frame(x, i).inspect_err(|_| {
+        x.cpu.gpr[reg::RSP] = sp;
+        x.cpu.gpr[reg::RBP] = bp;
+    })
+}
+
+fn make_frame(x: &mut Ctx, i: &Instruction) -> Exec {
+    let size = match i.code() {
+        Code::Enterw_imm16_imm8 => 2,
+        Code::Enterd_imm16_imm8 => 4,
+        _ => 8,
+    };
+    let width = x.stack_width();
+    let level = i.immediate8_2nd() & 31;
+    let mut outer = x.cpu.gpr[reg::RBP];
+    x.push(size, outer)?;
+    let frame = x.cpu.gpr[reg::RSP];
+    for _ in 1..level {
+        outer = outer.wrapping_sub(size as u64);
+        let linear = x.linear(Seg::Ss, outer & mask(width), size as u64, Access::Read)?;
+        let display = x.load_sized(linear, size)?;
+        x.push(size, display)?;
+    }
+    if level > 0 {
+        x.push(size, frame)?;
+    }
+    let top = x.cpu.gpr[reg::RSP].wrapping_sub(u64::from(i.immediate16())) & mask(width);
+    // "A write using the final value of the stack pointer" must be possible.
+    let linear = x.linear(Seg::Ss, top, size as u64, Access::Write)?;
+    x.probe_write(linear, size as u64)?;
+    x.cpu.set_gpr(reg::RBP, size, frame);
+    x.cpu.set_gpr(reg::RSP, width, top);
+    Ok(())
+}
+
+/// LEAVE.
+pub(super) fn leave(x: &mut Ctx, i: &Instruction) -> Exec {
+    let size = match i.code() {
+        Code::Leavew => 2,
+        Code::Leaved => 4,
+        _ => 8,
+    };
+    let width = x.stack_width();
+    let frame = x.cpu.gpr[reg::RBP] & mask(width);
+    let linear = x.linear(Seg::Ss, frame, size as u64, Access::Read)?;
+    let outer = x.get(Place::Memory { linear, size })?;
+    x.cpu
+        .set_gpr(reg::RSP, width, frame.wrapping_add(size as u64));
+    x.cpu.set_gpr(reg::RBP, size, outer);
+    Ok(())
+}

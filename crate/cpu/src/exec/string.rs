@@ -1,0 +1,290 @@
+//! MOVS, CMPS, SCAS, LODS, STOS and the REP prefixes.
+//!
+//! One iteration is one tick. An instruction that has not finished leaves RIP at itself, with
+//! the registers as after the iterations done, so that it is resumed like any other.
+
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
+
+use crate::mem::Ctx;
+use crate::operand::{mask, segment_of};
+use crate::paging::Access;
+use crate::trap::Exec;
+use crate::vcpu::Seg;
+use crate::vcpu::reg::{RAX, RCX, RDI, RSI};
+
+/// Whether the instruction is one of this file. (MOVSD and CMPSD are also names of SSE2.)
+pub(crate) fn is_string(i: &Instruction) -> bool {
+    use Mnemonic::*;
+    match i.mnemonic() {
+        Movsd => i.code() == Code::Movsd_m32_m32,
+        Cmpsd => i.code() == Code::Cmpsd_m32_m32,
+        Movsb | Movsw | Movsq | Cmpsb | Cmpsw | Cmpsq | Scasb | Scasw | Scasd | Scasq | Lodsb
+        | Lodsw | Lodsd | Lodsq | Stosb | Stosw | Stosd | Stosq => true,
+        _ => false,
+    }
+}
+
+/// What repeats a string instruction.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    Once,
+    /// While the count is not zero.
+    Count,
+    /// And ZF is as given.
+    While(bool),
+}
+
+/// Address size (2, 4 or 8) and bytes per element.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub address: usize,
+    pub element: usize,
+}
+
+impl Shape {
+    /// The shape of a string instruction, INS and OUTS included.
+    pub fn of(i: &Instruction) -> Shape {
+        let address = |kind| match kind {
+            OpKind::MemorySegSI | OpKind::MemoryESDI => Some(2),
+            OpKind::MemorySegESI | OpKind::MemoryESEDI => Some(4),
+            OpKind::MemorySegRSI | OpKind::MemoryESRDI => Some(8),
+            _ => None,
+        };
+        Shape {
+            address: address(i.op0_kind())
+                .or_else(|| address(i.op1_kind()))
+                .unwrap_or(8),
+            element: i.memory_size().size(),
+        }
+    }
+}
+
+/// Executes at most `budget` (at least 1) iterations and returns the ticks they took: their
+/// number, or 1 when the count was zero already. A fault is reported by the call that has done
+/// no iteration before it; a call stops early at a fault, or where something must be looked at
+/// before the next instruction.
+pub(crate) fn string(x: &mut Ctx, i: &Instruction, budget: u64) -> Exec<u64> {
+    let shape = Shape::of(i);
+    let repeat = match i.mnemonic() {
+        _ if !i.has_rep_prefix() && !i.has_repne_prefix() => Repeat::Once,
+        Mnemonic::Cmpsb
+        | Mnemonic::Cmpsw
+        | Mnemonic::Cmpsd
+        | Mnemonic::Cmpsq
+        | Mnemonic::Scasb
+        | Mnemonic::Scasw
+        | Mnemonic::Scasd
+        | Mnemonic::Scasq => Repeat::While(!i.has_repne_prefix()),
+        _ => Repeat::Count,
+    };
+    if repeat == Repeat::Once {
+        return one(x, i, shape).map(|()| 1);
+    }
+    let bulk = is_bulk(i);
+    repeated(x, i, shape, budget, |x, left| {
+        if bulk && let Some(done) = many(x, i, shape, left) {
+            return Ok((done, true));
+        }
+        one(x, i, shape)?;
+        Ok((
+            1,
+            match repeat {
+                Repeat::While(zf) => x.cpu.flags.zf() == zf,
+                _ => true,
+            },
+        ))
+    })
+}
+
+/// Repeats `step`, which does at least one and at most the given number of iterations, and tells
+/// how many and whether to go on.
+pub(super) fn repeated(
+    x: &mut Ctx,
+    i: &Instruction,
+    shape: Shape,
+    budget: u64,
+    mut step: impl FnMut(&mut Ctx, u64) -> Exec<(u64, bool)>,
+) -> Exec<u64> {
+    let next = x.cpu.rip;
+    let start = x.now;
+    let looked_at = core::mem::replace(&mut x.cpu.leave_block, false);
+    let mut done = 0;
+    let result = loop {
+        let count = x.cpu.gpr[RCX] & mask(shape.address);
+        if count == 0 {
+            break Ok(done.max(1));
+        }
+        if done >= budget.max(1) || done > 0 && x.cpu.leave_block {
+            x.cpu.rip = i.ip();
+            break Ok(done);
+        }
+        match step(x, count.min(budget.max(1) - done)) {
+            Ok((iterations, go_on)) => {
+                done += iterations;
+                x.now += iterations;
+                x.cpu.set_gpr(RCX, shape.address, count - iterations);
+                if !go_on {
+                    break Ok(done);
+                }
+            }
+            Err(_) if done > 0 => {
+                x.cpu.rip = i.ip();
+                break Ok(done);
+            }
+            Err(trap) => break Err(trap),
+        }
+    };
+    debug_assert!(x.cpu.rip == next || x.cpu.rip == i.ip());
+    x.now = start;
+    x.cpu.leave_block |= looked_at;
+    result
+}
+
+/// Adds to RSI or RDI what `iterations` elements make, in the direction of DF.
+pub(super) fn advance(x: &mut Ctx, register: usize, shape: Shape, iterations: u64) {
+    let bytes = iterations * shape.element as u64;
+    let at = x.cpu.gpr[register];
+    let at = if x.cpu.flags.df() {
+        at.wrapping_sub(bytes)
+    } else {
+        at.wrapping_add(bytes)
+    };
+    x.cpu.set_gpr(register, shape.address, at);
+}
+
+/// Linear address of the element at RSI.
+pub(super) fn source(x: &Ctx, i: &Instruction, shape: Shape) -> Exec<u64> {
+    let offset = x.cpu.gpr[RSI] & mask(shape.address);
+    let seg = segment_of(i.memory_segment());
+    x.linear(seg, offset, shape.element as u64, Access::Read)
+}
+
+/// Linear address of the element at ES:RDI.
+pub(super) fn destination(x: &Ctx, shape: Shape, access: Access) -> Exec<u64> {
+    let offset = x.cpu.gpr[RDI] & mask(shape.address);
+    x.linear(Seg::Es, offset, shape.element as u64, access)
+}
+
+/// One iteration, the count aside.
+fn one(x: &mut Ctx, i: &Instruction, shape: Shape) -> Exec {
+    use Mnemonic::*;
+    let size = shape.element;
+    match i.mnemonic() {
+        Movsb | Movsw | Movsd | Movsq => {
+            let from = source(x, i, shape)?;
+            let value = x.load_sized(from, size)?;
+            let to = destination(x, shape, Access::Write)?;
+            x.store_sized(to, size, value)?;
+            advance(x, RSI, shape, 1);
+            advance(x, RDI, shape, 1);
+        }
+        Stosb | Stosw | Stosd | Stosq => {
+            let to = destination(x, shape, Access::Write)?;
+            x.store_sized(to, size, x.cpu.gpr[RAX])?;
+            advance(x, RDI, shape, 1);
+        }
+        Lodsb | Lodsw | Lodsd | Lodsq => {
+            let from = source(x, i, shape)?;
+            let value = x.load_sized(from, size)?;
+            x.cpu.set_gpr(RAX, size, value);
+            advance(x, RSI, shape, 1);
+        }
+        Scasb | Scasw | Scasd | Scasq => {
+            let to = destination(x, shape, Access::Read)?;
+            let value = x.load_sized(to, size)?;
+            super::alu::compare(&mut x.cpu.flags, x.cpu.gpr[RAX], value, size);
+            advance(x, RDI, shape, 1);
+        }
+        _ => {
+            let from = source(x, i, shape)?;
+            let first = x.load_sized(from, size)?;
+            let to = destination(x, shape, Access::Read)?;
+            let second = x.load_sized(to, size)?;
+            super::alu::compare(&mut x.cpu.flags, first, second, size);
+            advance(x, RSI, shape, 1);
+            advance(x, RDI, shape, 1);
+        }
+    }
+    Ok(())
+}
+
+fn is_bulk(i: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(
+        i.mnemonic(),
+        Movsb | Movsw | Movsd | Movsq | Stosb | Stosw | Stosd | Stosq
+    )
+}
+
+/// As many of the next `left` iterations of a forward MOVS or STOS as lie within one page of RAM
+/// on each side, all at once; `None` where not even one can be done so.
+fn many(x: &mut Ctx, i: &Instruction, shape: Shape, left: u64) -> Option<u64> {
+    if x.cpu.careful || x.cpu.flags.df() {
+        return None;
+    }
+    let size = shape.element as u64;
+    let in_page = |linear: u64| (0x1000 - (linear & 0xfff)) / size;
+    let to_offset = x.cpu.gpr[RDI] & mask(shape.address);
+    let to = x.linear(Seg::Es, to_offset, size, Access::Write).ok()?;
+    let mut n = left.min(in_page(to));
+    let moves = matches!(
+        i.op1_kind(),
+        OpKind::MemorySegSI | OpKind::MemorySegESI | OpKind::MemorySegRSI
+    );
+    if !moves {
+        // Neither the limit nor the end of a 16- or 32-bit address may fall inside.
+        n = n.min(room(to_offset, shape));
+        if n == 0 || x.linear(Seg::Es, to_offset, n * size, Access::Write) != Ok(to) {
+            return None;
+        }
+        let at = x.cpu.tlb.write_offset(to, n * size, x.cpu.tlb_key)?;
+        let element = &x.cpu.gpr[RAX].to_le_bytes()[..shape.element];
+        let bytes = &mut x.ram.bytes_mut()[at..at + (n * size) as usize];
+        if let [byte] = element {
+            bytes.fill(*byte);
+        } else {
+            for place in bytes.chunks_exact_mut(shape.element) {
+                place.copy_from_slice(element);
+            }
+        }
+        advance(x, RDI, shape, n);
+        return Some(n);
+    }
+    let seg = segment_of(i.memory_segment());
+    let from_offset = x.cpu.gpr[RSI] & mask(shape.address);
+    let from = x.linear(seg, from_offset, size, Access::Read).ok()?;
+    n = n
+        .min(in_page(from))
+        .min(room(to_offset, shape))
+        .min(room(from_offset, shape));
+    if n == 0
+        || x.linear(Seg::Es, to_offset, n * size, Access::Write) != Ok(to)
+        || x.linear(seg, from_offset, n * size, Access::Read) != Ok(from)
+    {
+        return None;
+    }
+    let key = x.cpu.tlb_key;
+    let source = x.cpu.tlb.read_offset(from, n * size, key)?;
+    let target = x.cpu.tlb.write_offset(to, n * size, key)?;
+    // A destination just ahead of the source repeats what is between them: no more than that
+    // distance at once.
+    if target > source {
+        n = n.min((target - source) as u64 / size);
+    }
+    if n == 0 {
+        return None;
+    }
+    let len = (n * size) as usize;
+    x.ram.bytes_mut().copy_within(source..source + len, target);
+    advance(x, RSI, shape, n);
+    advance(x, RDI, shape, n);
+    Some(n)
+}
+
+/// Elements before a 16- or 32-bit address wraps.
+fn room(offset: u64, shape: Shape) -> u64 {
+    match shape.address {
+        8 => u64::MAX,
+        bytes => (mask(bytes) + 1 - offset) / shape.element as u64,
+    }
+}
