@@ -36,7 +36,7 @@ impl Mode {
 pub const USER_DATA: u16 = 0x2b;
 
 /// Status and control flags by name.
-pub const FLAGS: [(&str, u32); 12] = [
+pub const FLAGS: [(&str, u32); 13] = [
     ("cf", 0),
     ("pf", 2),
     ("af", 4),
@@ -49,6 +49,7 @@ pub const FLAGS: [(&str, u32); 12] = [
     ("nt", 14),
     ("rf", 16),
     ("ac", 18),
+    ("id", 21),
 ];
 
 /// CF.
@@ -73,6 +74,8 @@ pub const NT: u64 = 1 << 14;
 pub const RF: u64 = 1 << 16;
 /// AC.
 pub const AC: u64 = 1 << 18;
+/// ID.
+pub const ID: u64 = 1 << 21;
 /// The six status flags.
 pub const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
 

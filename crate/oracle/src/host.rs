@@ -16,13 +16,9 @@ use std::process::{Child, Command, Stdio};
 use hypernest_cpu::FpuState;
 use libc::{c_int, c_void, user_regs_struct};
 
-use crate::case::{Case, Engine, Event, Mode, Outcome, UserState, initial_memory};
+use crate::case::{Case, Engine, Event, ID, Mode, Outcome, RF, TF, UserState, initial_memory};
 use crate::elf;
-use crate::layout::{CODE, IMAGE, IMAGE_DATA, REGIONS, image_offset};
-
-/// Bits of RFLAGS that the tracer may set (Linux, `FLAG_MASK` of arch/x86/kernel/ptrace.c, without
-/// TF and RF, which stepping uses).
-pub const SETTABLE_FLAGS: u64 = 0x0004_4cd5;
+use crate::layout::{CODE, IMAGE, IMAGE_DATA, REGIONS, STACK, image_offset};
 
 /// End of user space with 4-level paging, less the guard page.
 const TASK_END: u64 = 0x7fff_ffff_f000;
@@ -155,10 +151,8 @@ impl Host {
     fn wait(&self, what: &'static str) -> Result<c_int, Unavailable> {
         let mut status = 0;
         // SAFETY: `status` outlives the call.
-        check(
-            what,
-            unsafe { libc::waitpid(self.pid(), &mut status, libc::__WALL) } as i64,
-        )?;
+        let waited = unsafe { libc::waitpid(self.pid(), &mut status, libc::__WALL) };
+        check(what, waited.into())?;
         if libc::WIFSTOPPED(status) {
             Ok(libc::WSTOPSIG(status))
         } else {
@@ -272,12 +266,42 @@ impl Host {
         let signal = self.step()?;
         let registers = self.read_registers()?;
         self.read_fpu()?;
-        let state = UserState {
+        let mut state = UserState {
             fpu: unpack_fpu(&self.fpu, &case.state.fpu),
             ..unpack_registers(&registers)
         };
+        // TF and RF are the stepping's own.
+        state.rflags &= !(TF | RF);
         let event = self.event(case, signal, &state)?;
+        if matches!(opcode(case), 0x9c) && event == Event::Done {
+            // PUSHF shows the TF of the stepping.
+            if let Some(at) = image_offset(state.gpr[4].wrapping_add(1)) {
+                self.image_mut()[at] &= !1;
+            }
+        }
+        if state.rflags & ID != 0 {
+            self.clear_id()?;
+        }
         Ok(Outcome { event, state })
+    }
+
+    /// Takes RFLAGS.ID away again, which ptrace cannot, by a POPF of a zero. Leaves the memory image
+    /// as it is.
+    fn clear_id(&mut self) -> Result<(), Unavailable> {
+        let code = self.image()[0];
+        self.image_mut()[0] = 0x9d;
+        let stack = image_offset(STACK.start).unwrap_or(0);
+        let mut saved = [0; 8];
+        saved.copy_from_slice(&self.image()[stack..stack + 8]);
+        self.image_mut()[stack..stack + 8].fill(0);
+        let mut state = UserState::new(Mode::Long);
+        state.rip = CODE.start;
+        state.gpr[4] = STACK.start;
+        self.write_registers(&pack_registers(&state))?;
+        self.step()?;
+        self.image_mut()[0] = code;
+        self.image_mut()[stack..stack + 8].copy_from_slice(&saved);
+        Ok(())
     }
 
     fn place_code(&mut self, case: &Case) {
@@ -483,7 +507,7 @@ fn unpack_fpu(area: &FpuArea, before: &FpuState) -> FpuState {
         bytes.copy_from_slice(&area.0[at..at + N]);
         bytes
     }
-    let mut fpu = before.clone();
+    let mut fpu = *before;
     fpu.control = u16::from_le_bytes(get(area, 0));
     fpu.status = u16::from_le_bytes(get(area, 2));
     fpu.tag = area.0[4];

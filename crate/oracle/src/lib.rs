@@ -6,9 +6,15 @@
 //! the SDM leaves undefined are named in one table, [`masks`].
 
 pub mod case;
+mod emit;
+pub mod forms;
+pub mod generate;
+pub mod judge;
 pub mod layout;
+pub mod masks;
 mod rng;
 pub mod text;
+mod values;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod elf;

@@ -1,0 +1,369 @@
+//! What may differ between two right processors: one row per result that the SDM leaves undefined,
+//! or that the host defines otherwise than Intel does. Nothing else is masked.
+
+use iced_x86::{Instruction, Mnemonic, OpKind};
+
+use crate::case::{AF, CF, Case, Event, Mode, OF, Outcome, PF, SF, STATUS, ZF};
+
+/// Why a result is not compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The SDM leaves it undefined or to the implementation.
+    Undefined,
+    /// The host's vendor (AMD) defines it otherwise than Intel does.
+    Host,
+}
+
+/// What is not compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Masked {
+    /// Flags.
+    pub flags: u64,
+    /// General registers, one bit each.
+    pub gpr: u16,
+    /// Bits of the x87 status word.
+    pub status: u16,
+    /// The x87 pointers and opcode.
+    pub pointers: bool,
+    /// XMM registers, one bit each.
+    pub xmm: u16,
+    /// Bytes of memory: first address and length.
+    pub memory: Vec<(u64, u64)>,
+    /// Which page of a crossing access faulted.
+    pub address: bool,
+    /// Everything: the case is not judged.
+    pub whole: bool,
+}
+
+/// A case with what the rows need to know of it.
+pub struct Context<'a> {
+    /// The case.
+    pub case: &'a Case,
+    /// Its instruction.
+    pub instruction: &'a Instruction,
+    /// What the judge says.
+    pub host: &'a Outcome,
+    /// What we say.
+    pub ours: &'a Outcome,
+}
+
+/// One row of the table.
+pub struct Row {
+    /// Stable name, for the report.
+    pub id: &'static str,
+    /// Where it is said.
+    pub cite: &'static str,
+    /// Whose doing it is.
+    pub reason: Reason,
+    /// Adds to what is not compared; leaves it alone where the row does not apply.
+    pub mask: fn(&Context, &mut Masked),
+}
+
+impl Context<'_> {
+    fn is(&self, list: &[Mnemonic]) -> bool {
+        list.contains(&self.instruction.mnemonic())
+    }
+
+    fn done(&self) -> bool {
+        self.host.event == Event::Done
+    }
+
+    /// Width of the first operand in bits.
+    fn width(&self) -> u32 {
+        match self.instruction.op0_kind() {
+            OpKind::Register => self.instruction.op0_register().size() as u32 * 8,
+            _ => self.instruction.memory_size().size() as u32 * 8,
+        }
+    }
+
+    /// The count of a shift or rotate after masking to 5 or 6 bits.
+    fn count(&self) -> u32 {
+        let i = self.instruction;
+        let last = i.op_count() - 1;
+        let count = match i.op_kind(last) {
+            OpKind::Immediate8 => u32::from(i.immediate8()),
+            _ => self.case.state.gpr[1] as u32,
+        };
+        count & if self.width() == 64 { 63 } else { 31 }
+    }
+}
+
+/// The table.
+pub const ROWS: &[Row] = {
+    use Mnemonic::*;
+    &[
+        Row {
+            id: "logic.af",
+            cite: "Vol. 2, AND, OR, XOR, TEST, \"Flags Affected\": the state of the AF flag is undefined",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.is(&[And, Or, Xor, Test]) {
+                    m.flags |= AF;
+                }
+            },
+        },
+        Row {
+            id: "shift.flags",
+            cite: "Vol. 2, SAL/SAR/SHL/SHR, \"Flags Affected\": CF undefined for SHL and SHR when the count is at least the width, OF unless it is 1, AF unless it is 0",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if !c.is(&[Shl, Sal, Shr, Sar]) || c.count() == 0 {
+                    return;
+                }
+                m.flags |= AF;
+                if c.count() != 1 {
+                    m.flags |= OF;
+                }
+                if c.count() >= c.width() && !c.is(&[Sar]) {
+                    m.flags |= CF;
+                }
+            },
+        },
+        Row {
+            id: "rotate.of",
+            cite: "Vol. 2, RCL/RCR/ROL/ROR, \"Flags Affected\": OF is undefined for multi-bit rotates",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                let through_carry = c.is(&[Rcl, Rcr]) && c.count() % (c.width() + 1) > 1;
+                if through_carry || c.is(&[Rol, Ror]) && c.count() > 1 {
+                    m.flags |= OF;
+                }
+            },
+        },
+        Row {
+            id: "double_shift.flags",
+            cite: "Vol. 2, SHLD, SHRD, \"Flags Affected\": OF undefined unless the count is 1, AF unless it is 0",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.is(&[Shld, Shrd]) && c.count() > 0 {
+                    m.flags |= AF;
+                    if c.count() > 1 {
+                        m.flags |= OF;
+                    }
+                }
+            },
+        },
+        Row {
+            id: "double_shift.wide",
+            cite: "Vol. 2, SHLD, SHRD, \"Description\": a count greater than the operand size leaves the destination and all flags undefined",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.is(&[Shld, Shrd]) && c.count() > c.width() {
+                    m.flags |= STATUS;
+                    mask_destination(c, m);
+                }
+            },
+        },
+        Row {
+            id: "mul.flags",
+            cite: "Vol. 2, MUL, IMUL, \"Flags Affected\": SF, ZF, AF and PF are undefined",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.is(&[Mul, Imul]) {
+                    m.flags |= SF | ZF | AF | PF;
+                }
+            },
+        },
+        Row {
+            id: "div.flags",
+            cite: "Vol. 2, DIV, IDIV, \"Flags Affected\": all six are undefined",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.is(&[Div, Idiv]) {
+                    m.flags |= STATUS;
+                }
+            },
+        },
+        Row {
+            id: "bit_scan.flags",
+            cite: "Vol. 2, BSF, BSR, \"Flags Affected\": CF, OF, SF, AF and PF are undefined",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.is(&[Bsf, Bsr]) {
+                    m.flags |= CF | OF | SF | AF | PF;
+                }
+            },
+        },
+        Row {
+            id: "bit_test.flags",
+            cite: "Vol. 2, BT, BTC, BTR, BTS, \"Flags Affected\": OF, SF, AF and PF are undefined",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.is(&[Bt, Btc, Btr, Bts]) {
+                    m.flags |= OF | SF | AF | PF;
+                }
+            },
+        },
+        Row {
+            id: "count_zeros.flags",
+            cite: "Vol. 2, LZCNT, TZCNT, \"Flags Affected\": OF, SF, PF and AF are undefined",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.is(&[Lzcnt, Tzcnt]) {
+                    m.flags |= OF | SF | PF | AF;
+                }
+            },
+        },
+        Row {
+            id: "bmi.flags",
+            cite: "Vol. 2, ANDN, BLSI, BLSMSK, BLSR, BZHI, \"Flags Affected\": AF and PF are undefined",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.is(&[Andn, Blsi, Blsmsk, Blsr, Bzhi]) {
+                    m.flags |= AF | PF;
+                }
+            },
+        },
+        Row {
+            id: "bextr.flags",
+            cite: "Vol. 2, BEXTR, \"Flags Affected\": AF, SF and PF are undefined",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.is(&[Bextr]) {
+                    m.flags |= AF | SF | PF;
+                }
+            },
+        },
+        Row {
+            id: "ascii.flags",
+            cite: "Vol. 2, AAA, AAS, \"Flags Affected\": OF, SF, ZF and PF are undefined",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.is(&[Aaa, Aas]) {
+                    m.flags |= OF | SF | ZF | PF;
+                }
+            },
+        },
+        Row {
+            id: "ascii_multiply.flags",
+            cite: "Vol. 2, AAD, AAM, \"Flags Affected\": OF, AF and CF are undefined",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.is(&[Aad, Aam]) {
+                    m.flags |= OF | AF | CF;
+                }
+            },
+        },
+        Row {
+            id: "decimal.of",
+            cite: "Vol. 2, DAA, DAS, \"Flags Affected\": OF is undefined",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.is(&[Daa, Das]) {
+                    m.flags |= OF;
+                }
+            },
+        },
+    ]
+};
+
+fn mask_destination(c: &Context, m: &mut Masked) {
+    if c.instruction.op0_kind() == OpKind::Register {
+        m.gpr |= 1 << c.instruction.op0_register().full_register().number();
+    } else if c.done()
+        && let Some(address) = operand_address(c.case, c.instruction)
+    {
+        m.memory.push((address, u64::from(c.width() / 8)));
+    }
+}
+
+/// Linear address of the ModRM memory operand.
+pub fn operand_address(case: &Case, instruction: &Instruction) -> Option<u64> {
+    let operand =
+        (0..instruction.op_count()).find(|n| instruction.op_kind(*n) == OpKind::Memory)?;
+    let state = &case.state;
+    let address = instruction.virtual_address(operand, 0, |register, _, _| {
+        use iced_x86::Register;
+        if register.is_segment_register() {
+            return Some(match (case.mode, register) {
+                (Mode::Long, Register::FS) => state.fs_base,
+                (Mode::Long, Register::GS) => state.gs_base,
+                _ => 0,
+            });
+        }
+        let value = state.gpr[register.full_register().number()];
+        Some(match register.size() {
+            1 => value & 0xff,
+            2 => value & 0xffff,
+            4 => value & 0xffff_ffff,
+            _ => value,
+        })
+    })?;
+    Some(match case.mode {
+        Mode::Long => address,
+        Mode::Compat => address & 0xffff_ffff,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case::UserState;
+    use crate::forms::forms;
+    use crate::{Rng, generate};
+    use iced_x86::{Decoder, RflagsBits};
+
+    /// A second opinion: iced-x86 lists the flags each form may leave undefined.
+    #[test]
+    fn no_flag_is_masked_that_iced_calls_defined() {
+        let mut rng = Rng::new(3);
+        for mode in [Mode::Long, Mode::Compat] {
+            for code in forms(mode) {
+                for _ in 0..8 {
+                    let Some(case) = generate::case(&mut rng, code, mode) else {
+                        continue;
+                    };
+                    let i = Decoder::new(mode.bits(), &case.code, 0).decode();
+                    let outcome = Outcome {
+                        event: Event::Done,
+                        state: UserState::new(mode),
+                    };
+                    let context = Context {
+                        case: &case,
+                        instruction: &i,
+                        host: &outcome,
+                        ours: &outcome,
+                    };
+                    let mut masked = Masked::default();
+                    for row in ROWS {
+                        (row.mask)(&context, &mut masked);
+                    }
+                    let undefined = [
+                        (RflagsBits::CF, CF),
+                        (RflagsBits::PF, PF),
+                        (RflagsBits::AF, AF),
+                        (RflagsBits::ZF, ZF),
+                        (RflagsBits::SF, SF),
+                        (RflagsBits::OF, OF),
+                    ]
+                    .iter()
+                    .filter(|(iced, _)| i.rflags_undefined() & iced != 0)
+                    .fold(0, |all, (_, ours)| all | ours);
+                    // iced-x86 does not look at counts beyond the operand's width.
+                    let wide = match i.mnemonic() {
+                        Mnemonic::Shld | Mnemonic::Shrd => STATUS,
+                        Mnemonic::Shl | Mnemonic::Sal | Mnemonic::Shr => CF,
+                        _ => 0,
+                    };
+                    assert!(
+                        masked.flags & !undefined & !wide == 0,
+                        "{code:?}: {:x} of {undefined:x}",
+                        masked.flags
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_have_distinct_names() {
+        for (n, row) in ROWS.iter().enumerate() {
+            assert!(
+                ROWS[..n].iter().all(|other| other.id != row.id),
+                "{}",
+                row.id
+            );
+            assert!(row.cite.contains('"'), "{} names no section", row.id);
+        }
+    }
+}
