@@ -12,13 +12,14 @@ mod mov;
 pub(crate) mod msr;
 mod muldiv;
 mod shift;
+mod sse;
 mod stack;
 pub(crate) mod string;
 
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::mem::Ctx;
-use crate::trap::{Exec, Trap, UD};
+use crate::trap::{Exec, UD};
 
 /// Executes `i`.
 pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
@@ -113,10 +114,10 @@ pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
 
         // ---- x87 and state ----
 
-        // ---- MMX and SSE ----
-
         // ----
         INVALID | Ud0 | Ud1 | Ud2 => Err(UD),
-        _ => Err(Trap::Unimplemented("instruction")),
+
+        // ---- MMX and SSE ----
+        _ => sse::execute(x, i),
     }
 }
