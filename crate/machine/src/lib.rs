@@ -3,6 +3,7 @@
 //! It knows nothing of host clocks, files or threads: time is the tick, and what goes in and out
 //! passes through [`Board`].
 
+pub mod acpi;
 mod board;
 pub mod boot;
 mod device;

@@ -173,7 +173,7 @@ impl Rtc {
         if self.b() & spec::BINARY != 0 {
             value as u8
         } else {
-            ((value / 10 % 10) << 4 | value % 10) as u8
+            (value / 10 % 10 * 16 + value % 10) as u8
         }
     }
 
@@ -511,7 +511,7 @@ mod tests {
     fn memory_tells_the_ram_size_and_keeps_what_is_written() {
         let mut rtc = rtc();
         assert_eq!(get(&mut rtc, 0, 0x34), 0x00);
-        assert_eq!(get(&mut rtc, 0, 0x35), (496u32 * 16 >> 8) as u8);
+        assert_eq!(get(&mut rtc, 0, 0x35), 0x1f);
         assert_eq!(get(&mut rtc, 0, 0x5f), 1);
         set(&mut rtc, 0, 0x60, 0xa5);
         assert_eq!(get(&mut rtc, 0, 0x60), 0xa5);

@@ -321,10 +321,8 @@ fn set_queue_register(queue: &mut QueueState, offset: u64, value: u32) {
         }
         // The layout of a live queue does not change.
         _ if queue.ready => {}
-        spec::QUEUE_SIZE => {
-            if value.is_power_of_two() && value <= u32::from(QUEUE_SIZE) {
-                queue.size = value as u16;
-            }
+        spec::QUEUE_SIZE if value.is_power_of_two() && value <= u32::from(QUEUE_SIZE) => {
+            queue.size = value as u16;
         }
         spec::QUEUE_DESCRIPTORS | 0x084 => half(&mut queue.descriptors, offset & 4 != 0),
         spec::QUEUE_DRIVER | 0x094 => half(&mut queue.driver, offset & 4 != 0),
