@@ -143,15 +143,24 @@ fn run_all(cli: &Path, tests_dir: &Path, tests: Vec<Test>, options: &Options) ->
 
 fn print_row(width: usize, test: &Test, report: &Report) {
     let counts = report.counts;
+    let mut remark = report.verdict.reason().to_owned();
+    let removed = test.removed_features();
+    if !removed.is_empty() && !matches!(report.verdict, Verdict::Skip(_)) {
+        remark = format!(
+            "{remark} (with {}, which the test would rather not have)",
+            removed.join(", ")
+        )
+        .trim()
+        .into();
+    }
     println!(
-        "{:width$}  {:8} {:>6} {:>6} {:>6} {:>8.1}  {}",
+        "{:width$}  {:8} {:>6} {:>6} {:>6} {:>8.1}  {remark}",
         test.name,
         report.verdict.word(),
         counts.pass,
         counts.fail,
         counts.skip,
         report.time.as_secs_f64(),
-        report.verdict.reason(),
     );
 }
 
@@ -181,7 +190,6 @@ fn execute(cli: &Path, tests_dir: &Path, test: &Test, options: &Options) -> Resu
         .arg(tests_dir.join(&test.file))
         .args(["--cpus", &test.smp.to_string()])
         .args(["--memory", &format!("{memory}M")])
-        .args(["--cpu", &test.cpu_model()])
         .args(["--timeout", &seconds.to_string()])
         .args(["--serial", "stdio"])
         .arg("--module")
