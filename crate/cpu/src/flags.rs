@@ -149,6 +149,12 @@ impl Flags {
         self.carry = self.carry & !(3 << 62) | cf | (cf ^ of) >> 1;
     }
 
+    /// Replaces CF and OF, as rotates do.
+    #[inline(always)]
+    pub fn set_cf_of(&mut self, cf: bool, of: bool) {
+        self.carry = self.carry & !(3 << 62) | (cf as u64) << 63 | ((cf ^ of) as u64) << 62;
+    }
+
     #[inline(always)]
     fn carries<T: Width>(carries: u64) -> u64 {
         carries << (64 - T::BITS) & (3 << 62) | carries & AUX

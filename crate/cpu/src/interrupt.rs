@@ -13,3 +13,8 @@ pub(crate) fn raise(_x: &mut Ctx, _fault: Fault) -> Exec {
 pub(crate) fn external(_x: &mut Ctx, _vector: u8) -> Exec {
     Err(Trap::Unimplemented("interrupt delivery"))
 }
+
+/// Delivers a non-maskable interrupt.
+pub(crate) fn nmi(_x: &mut Ctx) -> Exec {
+    Err(Trap::Unimplemented("interrupt delivery"))
+}

@@ -8,15 +8,20 @@
 extern crate alloc;
 
 mod apic;
+mod block;
 mod bus;
+mod debug;
 mod exec;
 mod flags;
 mod fpu;
+mod hot;
 mod interrupt;
+mod lower;
 mod mem;
 mod model;
 mod operand;
 mod paging;
+mod processor;
 mod ram;
 mod save;
 mod state;
@@ -26,6 +31,7 @@ mod vcpu;
 
 pub use bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 pub use model::{Feature, Model};
+pub use processor::{MAX_CPUS, Processor, ProcessorConfig, ProcessorError, Stop, Traced, Tracer};
 pub use ram::{OutOfRam, PAGE_SIZE, Ram, RamError};
 pub use save::StateError;
 pub use state::{

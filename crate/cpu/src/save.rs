@@ -324,6 +324,7 @@ impl Vcpu {
             cpl: 0,
             code_size: CodeSize::Bits16,
             careful: false,
+            sse_ready: false,
             activity: state.activity,
             sti_shadow: false,
             mov_ss_shadow: false,

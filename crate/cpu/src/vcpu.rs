@@ -22,7 +22,8 @@ pub(crate) mod reg {
     pub const FS_BASE: usize = 17;
     /// Copy of the GS base.
     pub const GS_BASE: usize = 18;
-    pub const COUNT: usize = 19;
+    /// A power of two, so that a masked index needs no bounds check.
+    pub const COUNT: usize = 32;
 }
 
 /// Segment registers by encoding, then the two system segments.
@@ -143,6 +144,8 @@ pub(crate) struct Vcpu {
     /// Instructions must go one by one through the checked path: TF, armed debug registers,
     /// alignment checks.
     pub careful: bool,
+    /// SSE instructions neither #UD nor #NM (CR0.EM, CR0.TS, CR4.OSFXSR).
+    pub sse_ready: bool,
 
     pub activity: Activity,
     /// The instruction before was STI.
@@ -214,7 +217,8 @@ impl Vcpu {
         };
         let alignment_checks =
             self.cpl == 3 && self.cr0 & cr::CR0_AM != 0 && self.flags.rest & bit::AC != 0;
-        self.careful = alignment_checks || self.flags.rest & bit::TF != 0 || self.dr7 & 0xff != 0;
+        self.careful =
+            alignment_checks || self.flags.rest & (bit::TF | bit::RF) != 0 || self.dr7 & 0xff != 0;
         self.tlb_key = self.tlb.key(self.access_kind());
         self.leave_block = true;
     }

@@ -21,6 +21,40 @@ use iced_x86::{Instruction, Mnemonic};
 use crate::mem::Ctx;
 use crate::trap::{Exec, UD};
 
+/// Whether `i` is a string instruction that repeats, so that it may take more than one tick.
+pub(crate) fn is_repeated(i: &Instruction) -> bool {
+    i.is_string_instruction() && (i.has_rep_prefix() || i.has_repne_prefix())
+}
+
+/// Whether `i` loads RF with the rest of RFLAGS, so that it stays set after it.
+pub(crate) fn sets_resume_flag(i: &Instruction) -> bool {
+    matches!(
+        i.mnemonic(),
+        Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+    )
+}
+
+/// Executes a repeated string instruction for at most `left` ticks and lowers `left` by those it
+/// took. RIP stays at the instruction where it is not finished. A fault takes one tick.
+pub(crate) fn repeat(x: &mut Ctx, i: &Instruction, left: &mut u64) -> Exec {
+    let used = if string::is_string(i) {
+        string::string(x, i, *left)
+    } else {
+        execute(x, i).map(|()| 1)
+    };
+    match used {
+        Ok(ticks) => {
+            *left -= ticks;
+            Ok(())
+        }
+        Err(trap) => {
+            *left -= 1;
+            x.cpu.rip = i.ip();
+            Err(trap)
+        }
+    }
+}
+
 /// Executes `i`.
 pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
     use Mnemonic::*;

@@ -1,0 +1,210 @@
+//! The block cache: runs of instructions decoded once, found by RAM offset, RIP and code size.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use iced_x86::{Decoder, DecoderError, FlowControl, Instruction};
+
+use crate::lower::{Op, lower};
+use crate::model::Model;
+use crate::ram::Ram;
+use crate::vcpu::CodeSize;
+
+#[inline(always)]
+fn recent_slot(rip: u64) -> usize {
+    (rip ^ rip >> 13) as usize & (RECENT - 1)
+}
+
+/// Index of a block. [`NO_BLOCK`] is none.
+pub(crate) type BlockId = u32;
+pub(crate) const NO_BLOCK: BlockId = u32::MAX;
+
+/// Most instructions in a block.
+pub(crate) const MAX_BLOCK: usize = 64;
+/// Operations cached before all are dropped: about 40 MB with their instructions.
+const MAX_OPS: usize = 512 * 1024;
+const BUCKETS: usize = 1 << 16;
+const RECENT: usize = 1 << 13;
+
+/// What a block was decoded from: nothing else decides its contents.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Key {
+    /// Offset of its first byte in RAM.
+    pub offset: usize,
+    pub rip: u64,
+    pub size: CodeSize,
+}
+
+impl Key {
+    fn bucket(&self) -> usize {
+        let mixed =
+            (self.rip ^ (self.offset as u64).rotate_left(20)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> 48) as usize & (BUCKETS - 1)
+    }
+}
+
+/// A decoded block: straight-line instructions within one page.
+pub(crate) struct Block {
+    pub key: Key,
+    /// First operation and instruction in the cache's arrays.
+    pub first: u32,
+    /// Operations (fused pairs count once).
+    pub ops: u16,
+    /// Instructions, which is also the ticks it takes.
+    pub instructions: u16,
+    /// Bytes of code.
+    pub bytes: u16,
+    pub valid: bool,
+    /// Successors within the same page: of a branch not taken, and taken.
+    pub links: [BlockId; 2],
+    next_in_bucket: BlockId,
+}
+
+/// All decoded blocks of a machine, shared by its vCPUs.
+pub(crate) struct CodeCache {
+    pub ops: Vec<Op>,
+    /// First instruction of each block at the same index as its first operation.
+    pub instructions: Vec<Instruction>,
+    pub blocks: Vec<Block>,
+    buckets: Box<[BlockId]>,
+    /// The block last found for a RIP, by a few of its bits.
+    recent: Box<[BlockId]>,
+    by_page: BTreeMap<u32, Vec<BlockId>>,
+    max_block: usize,
+}
+
+impl CodeCache {
+    /// `max_block` limits the instructions of a block (1 to [`MAX_BLOCK`]).
+    pub fn new(max_block: usize) -> CodeCache {
+        CodeCache {
+            ops: Vec::new(),
+            instructions: Vec::new(),
+            blocks: Vec::new(),
+            buckets: vec![NO_BLOCK; BUCKETS].into_boxed_slice(),
+            recent: vec![NO_BLOCK; RECENT].into_boxed_slice(),
+            by_page: BTreeMap::new(),
+            max_block: max_block.clamp(1, MAX_BLOCK),
+        }
+    }
+
+    /// Drops every block.
+    pub fn clear(&mut self, ram: &mut Ram) {
+        self.ops.clear();
+        self.instructions.clear();
+        self.blocks.clear();
+        self.buckets.fill(NO_BLOCK);
+        self.recent.fill(NO_BLOCK);
+        self.by_page.clear();
+        ram.forget_code();
+    }
+
+    /// The block at `key`, if it is the one last noted for such an address.
+    #[inline(always)]
+    pub fn recent(&self, key: &Key) -> Option<BlockId> {
+        let id = self.recent[recent_slot(key.rip)];
+        let block = self.blocks.get(id as usize)?;
+        (block.key == *key && block.valid).then_some(id)
+    }
+
+    /// Makes `id` the block that [`CodeCache::recent`] finds for its key.
+    pub fn note_recent(&mut self, id: BlockId) {
+        self.recent[recent_slot(self.blocks[id as usize].key.rip)] = id;
+    }
+
+    pub fn find(&self, key: &Key) -> Option<BlockId> {
+        let mut id = self.buckets[key.bucket()];
+        while id != NO_BLOCK {
+            let block = &self.blocks[id as usize];
+            if block.key == *key {
+                return Some(id);
+            }
+            id = block.next_in_bucket;
+        }
+        None
+    }
+
+    /// Drops the blocks of pages whose code was overwritten.
+    pub fn invalidate(&mut self, pages: &[u32]) {
+        for page in pages {
+            for id in self.by_page.remove(page).unwrap_or_default() {
+                let block = &mut self.blocks[id as usize];
+                block.valid = false;
+                block.links = [NO_BLOCK; 2];
+                let (bucket, next) = (block.key.bucket(), block.next_in_bucket);
+                let mut at = self.buckets[bucket];
+                if at == id {
+                    self.buckets[bucket] = next;
+                }
+                while at != NO_BLOCK && at != id {
+                    let following = self.blocks[at as usize].next_in_bucket;
+                    if following == id {
+                        self.blocks[at as usize].next_in_bucket = next;
+                    }
+                    at = following;
+                }
+            }
+        }
+    }
+
+    /// Decodes the block at `key`. `None` when not even one instruction lies wholly in the page.
+    pub fn build(&mut self, key: Key, ram: &mut Ram, model: &Model) -> Option<BlockId> {
+        if self.ops.len() + MAX_BLOCK > MAX_OPS {
+            self.clear(ram);
+        }
+        let page_end = (key.offset | 0xfff) + 1;
+        let first = self.instructions.len();
+        let mut bytes = 0;
+        {
+            let code = &ram.bytes()[key.offset..page_end];
+            let mut decoder =
+                Decoder::with_ip(key.size.bits(), code, key.rip, model.decoder_options());
+            while self.instructions.len() - first < self.max_block {
+                let instruction = decoder.decode();
+                if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
+                    break;
+                }
+                bytes = decoder.position();
+                self.instructions.push(instruction);
+                if ends_block(&instruction) {
+                    break;
+                }
+            }
+        }
+        let count = self.instructions.len() - first;
+        if count == 0 {
+            return None;
+        }
+        let ops_before = self.ops.len();
+        debug_assert_eq!(ops_before, first);
+        lower(&self.instructions[first..], key, model, &mut self.ops);
+        let ops = self.ops.len() - ops_before;
+        // The two arrays stay in step although pairs may be fused.
+        self.ops.resize(self.instructions.len(), Op::default());
+        ram.mark_code(key.offset, bytes);
+        let id = self.blocks.len() as BlockId;
+        let bucket = key.bucket();
+        self.blocks.push(Block {
+            key,
+            first: first as u32,
+            ops: ops as u16,
+            instructions: count as u16,
+            bytes: bytes as u16,
+            valid: true,
+            links: [NO_BLOCK; 2],
+            next_in_bucket: self.buckets[bucket],
+        });
+        self.buckets[bucket] = id;
+        self.by_page
+            .entry((key.offset >> 12) as u32)
+            .or_default()
+            .push(id);
+        Some(id)
+    }
+}
+
+/// Whether an instruction is the last of its block.
+fn ends_block(i: &Instruction) -> bool {
+    i.flow_control() != FlowControl::Next || i.has_rep_prefix() || i.has_repne_prefix()
+}

@@ -1,0 +1,895 @@
+//! The hot loop: one `match` over compact operations.
+//!
+//! A hot operation touches registers, flags and RAM behind a TLB hit, and nothing else. Where
+//! that is not enough (TLB miss, device, code page, page crossing) it has changed nothing yet and
+//! the instruction runs through `exec` instead, which raises the faults.
+
+use crate::block::{BlockId, CodeCache, Key, NO_BLOCK};
+use crate::exec;
+use crate::flags::{Flags, Width};
+use crate::lower::alu::*;
+use crate::lower::{Code, Op};
+use crate::mem::{Ctx, canonical};
+use crate::trap::{Exec, UD};
+use crate::vcpu::{Vcpu, reg};
+
+/// Where the loop stopped. RIP is that of the next instruction.
+pub(crate) enum Next {
+    /// Nothing is known of the next block.
+    Lookup,
+    /// The next block was reached from this one by this successor slot, which it may be linked to.
+    Link(BlockId, usize),
+    /// The next block takes more ticks than are left.
+    Budget,
+}
+
+const MASK: usize = reg::COUNT - 1;
+
+#[inline(always)]
+fn get(cpu: &Vcpu, n: u8) -> u64 {
+    cpu.gpr[n as usize & MASK]
+}
+
+#[inline(always)]
+fn put<T: Width>(cpu: &mut Vcpu, n: u8, value: u64) {
+    let slot = &mut cpu.gpr[n as usize & MASK];
+    *slot = match T::BITS {
+        64 => value,
+        32 => value as u32 as u64,
+        bits => *slot & (!0 << bits) | value & !(!0 << bits),
+    };
+}
+
+#[inline(always)]
+fn address(cpu: &Vcpu, op: &Op) -> u64 {
+    get(cpu, op.base)
+        .wrapping_add(get(cpu, op.index) << (op.scale & 63))
+        .wrapping_add(op.disp)
+        .wrapping_add(get(cpu, op.seg))
+}
+
+#[inline(always)]
+fn low<T: Width>(value: u64) -> u64 {
+    if T::BITS == 64 {
+        value
+    } else {
+        value & !(!0 << T::BITS)
+    }
+}
+
+#[inline(always)]
+fn alu<T: Width, const OP: u8>(flags: &mut Flags, a: u64, b: u64) -> u64 {
+    match OP {
+        ADD => {
+            let r = a.wrapping_add(b);
+            flags.add::<T>(a, b, r);
+            r
+        }
+        ADC => {
+            let r = a.wrapping_add(b).wrapping_add(flags.cf() as u64);
+            flags.add::<T>(a, b, r);
+            r
+        }
+        SUB | CMP => {
+            let r = a.wrapping_sub(b);
+            flags.sub::<T>(a, b, r);
+            r
+        }
+        SBB => {
+            let r = a.wrapping_sub(b).wrapping_sub(flags.cf() as u64);
+            flags.sub::<T>(a, b, r);
+            r
+        }
+        _ => {
+            let r = match OP {
+                OR => a | b,
+                XOR => a ^ b,
+                _ => a & b,
+            };
+            flags.logic::<T>(r);
+            r
+        }
+    }
+}
+
+/// Loads behind a TLB hit.
+#[inline(always)]
+fn load<T: Width>(x: &Ctx, linear: u64) -> Option<u64> {
+    let offset = x
+        .cpu
+        .tlb
+        .read_offset(linear, u64::from(T::BITS / 8), x.cpu.tlb_key)?;
+    Some(fetch::<T>(x, offset))
+}
+
+#[inline(always)]
+fn fetch<T: Width>(x: &Ctx, offset: usize) -> u64 {
+    match T::BITS {
+        8 => u64::from(x.ram.get::<1>(offset)[0]),
+        16 => u64::from(u16::from_le_bytes(x.ram.get(offset))),
+        32 => u64::from(u32::from_le_bytes(x.ram.get(offset))),
+        _ => u64::from_le_bytes(x.ram.get(offset)),
+    }
+}
+
+#[inline(always)]
+fn writable<T: Width>(x: &Ctx, linear: u64) -> Option<usize> {
+    x.cpu
+        .tlb
+        .write_offset(linear, u64::from(T::BITS / 8), x.cpu.tlb_key)
+}
+
+#[inline(always)]
+fn store<T: Width>(x: &mut Ctx, offset: usize, value: u64) {
+    match T::BITS {
+        8 => x.ram.put(offset, [value as u8]),
+        16 => x.ram.put(offset, (value as u16).to_le_bytes()),
+        32 => x.ram.put(offset, (value as u32).to_le_bytes()),
+        _ => x.ram.put(offset, value.to_le_bytes()),
+    }
+}
+
+/// Shift or rotate by a count that is not zero and less than the width.
+#[inline(always)]
+fn shift<T: Width>(flags: &mut Flags, kind: u8, value: u64, count: u32) -> u64 {
+    let bits = T::BITS;
+    let value = low::<T>(value);
+    match kind {
+        0 => {
+            let r = value << count;
+            let cf = value >> (bits - count) & 1 != 0;
+            let top = r >> (bits - 1) & 1 != 0;
+            flags.shift::<T>(r, cf, top ^ cf);
+            r
+        }
+        1 => {
+            let before = value >> (count - 1);
+            let r = before >> 1;
+            flags.shift::<T>(r, before & 1 != 0, before >> (bits - 1) & 1 != 0);
+            r
+        }
+        _ => {
+            let signed = T::sign_extend(value) as i64;
+            let r = (signed >> count) as u64;
+            flags.shift::<T>(r, signed >> (count - 1) & 1 != 0, false);
+            r
+        }
+    }
+}
+
+/// Runs blocks from `id` on. At most `left` ticks are used and `left` is lowered by them; an
+/// instruction that faults takes a tick too. On an error RIP is that of the instruction.
+#[expect(
+    clippy::too_many_lines,
+    clippy::cognitive_complexity,
+    reason = "one dense match"
+)]
+pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64) -> Exec<Next> {
+    let end = x.now + *left;
+    'blocks: loop {
+        let block = &code.blocks[id as usize];
+        let count = u64::from(block.instructions);
+        if count > *left {
+            return Ok(Next::Budget);
+        }
+        let start = block.key.rip;
+        let first = block.first as usize;
+
+        // Leaves the block through its last instruction, by a successor known when decoding.
+        macro_rules! follow {
+            ($slot:expr) => {{
+                *left -= count;
+                let slot = $slot;
+                let next = block.links[slot];
+                if next == NO_BLOCK {
+                    return Ok(Next::Link(id, slot));
+                }
+                id = next;
+                continue 'blocks;
+            }};
+        }
+        // Leaves the block through its last instruction to an address only known now.
+        macro_rules! indirect {
+            ($target:expr) => {{
+                x.cpu.rip = $target;
+                *left -= count;
+                match lookup(code, x, block.key.size) {
+                    Some(next) => {
+                        id = next;
+                        continue 'blocks;
+                    }
+                    None => return Ok(Next::Lookup),
+                }
+            }};
+        }
+        for op in &code.ops[first..first + usize::from(block.ops)] {
+            // Runs the instruction through `exec`.
+            macro_rules! cold {
+                () => {{
+                    let at = u64::from(op.at);
+                    let i = &code.instructions[first + usize::from(op.at)];
+                    x.cpu.rip = i.next_ip();
+                    x.now = end - *left + at;
+                    if let Err(trap) = exec::execute(x, i) {
+                        x.cpu.rip = i.ip();
+                        *left -= at + 1;
+                        return Err(trap);
+                    }
+                    if x.cpu.leave_block || at + 1 == count {
+                        *left -= at + 1;
+                        return Ok(Next::Lookup);
+                    }
+                    continue;
+                }};
+            }
+            macro_rules! load {
+                ($w:ty, $linear:expr) => {
+                    match load::<$w>(x, $linear) {
+                        Some(value) => value,
+                        None => cold!(),
+                    }
+                };
+            }
+            macro_rules! writable {
+                ($w:ty, $linear:expr) => {
+                    match writable::<$w>(x, $linear) {
+                        Some(offset) => offset,
+                        None => cold!(),
+                    }
+                };
+            }
+            macro_rules! rr {
+                ($w:ty, $op:ident) => {{
+                    let (a, b) = (get(x.cpu, op.dst), get(x.cpu, op.src));
+                    let r = alu::<$w, $op>(&mut x.cpu.flags, a, b);
+                    if $op < CMP {
+                        put::<$w>(x.cpu, op.dst, r);
+                    }
+                }};
+            }
+            macro_rules! ri {
+                ($w:ty, $op:ident) => {{
+                    let a = get(x.cpu, op.dst);
+                    let r = alu::<$w, $op>(&mut x.cpu.flags, a, op.imm);
+                    if $op < CMP {
+                        put::<$w>(x.cpu, op.dst, r);
+                    }
+                }};
+            }
+            macro_rules! rm {
+                ($w:ty, $op:ident) => {{
+                    let b = load!($w, address(x.cpu, op));
+                    let a = get(x.cpu, op.dst);
+                    let r = alu::<$w, $op>(&mut x.cpu.flags, a, b);
+                    if $op < CMP {
+                        put::<$w>(x.cpu, op.dst, r);
+                    }
+                }};
+            }
+            macro_rules! to_memory {
+                ($w:ty, $op:ident, $b:expr) => {{
+                    let linear = address(x.cpu, op);
+                    let b = $b;
+                    if $op >= CMP {
+                        let a = load!($w, linear);
+                        alu::<$w, $op>(&mut x.cpu.flags, a, b);
+                    } else {
+                        let offset = writable!($w, linear);
+                        let a = fetch::<$w>(x, offset);
+                        let r = alu::<$w, $op>(&mut x.cpu.flags, a, b);
+                        store::<$w>(x, offset, r);
+                    }
+                }};
+            }
+            macro_rules! mr {
+                ($w:ty, $op:ident) => {
+                    to_memory!($w, $op, get(x.cpu, op.src))
+                };
+            }
+            macro_rules! mi {
+                ($w:ty, $op:ident) => {
+                    to_memory!($w, $op, op.imm)
+                };
+            }
+            macro_rules! mov_rr {
+                ($w:ty) => {{
+                    let value = get(x.cpu, op.src);
+                    put::<$w>(x.cpu, op.dst, value)
+                }};
+            }
+            macro_rules! mov_ri {
+                ($w:ty) => {
+                    put::<$w>(x.cpu, op.dst, op.imm)
+                };
+            }
+            macro_rules! mov_rm {
+                ($w:ty) => {{
+                    let value = load!($w, address(x.cpu, op));
+                    put::<$w>(x.cpu, op.dst, value)
+                }};
+            }
+            macro_rules! mov_mr {
+                ($w:ty) => {{
+                    let offset = writable!($w, address(x.cpu, op));
+                    let value = get(x.cpu, op.src);
+                    store::<$w>(x, offset, value)
+                }};
+            }
+            macro_rules! mov_mi {
+                ($w:ty) => {{
+                    let offset = writable!($w, address(x.cpu, op));
+                    store::<$w>(x, offset, op.imm)
+                }};
+            }
+            // MOVZX and MOVSX: from width $from, sign-extended or not, to width $to.
+            macro_rules! extend_rr {
+                ($from:ty, $to:ty, $signed:expr) => {{
+                    let value = get(x.cpu, op.src);
+                    let value = if $signed {
+                        <$from>::sign_extend(value)
+                    } else {
+                        low::<$from>(value)
+                    };
+                    put::<$to>(x.cpu, op.dst, value)
+                }};
+            }
+            macro_rules! extend_rm {
+                ($from:ty, $to:ty, $signed:expr) => {{
+                    let value = load!($from, address(x.cpu, op));
+                    let value = if $signed {
+                        <$from>::sign_extend(value)
+                    } else {
+                        value
+                    };
+                    put::<$to>(x.cpu, op.dst, value)
+                }};
+            }
+            macro_rules! step_r {
+                ($w:ty, $method:ident, $by:expr) => {{
+                    let a = get(x.cpu, op.dst);
+                    let r = a.wrapping_add($by);
+                    x.cpu.flags.$method::<$w>(a, r);
+                    put::<$w>(x.cpu, op.dst, r)
+                }};
+            }
+            macro_rules! step_m {
+                ($w:ty, $method:ident, $by:expr) => {{
+                    let offset = writable!($w, address(x.cpu, op));
+                    let a = fetch::<$w>(x, offset);
+                    let r = a.wrapping_add($by);
+                    x.cpu.flags.$method::<$w>(a, r);
+                    store::<$w>(x, offset, r)
+                }};
+            }
+            macro_rules! shift_by {
+                ($w:ty, $kind:expr, $count:expr) => {{
+                    let count = $count as u32 & (<$w>::BITS - 1);
+                    if count != 0 {
+                        let value = get(x.cpu, op.dst);
+                        let r = shift::<$w>(&mut x.cpu.flags, $kind, value, count);
+                        put::<$w>(x.cpu, op.dst, r);
+                    } else if <$w>::BITS == 32 {
+                        // A count of zero still clears the upper half.
+                        let value = get(x.cpu, op.dst);
+                        put::<$w>(x.cpu, op.dst, value);
+                    }
+                }};
+            }
+            macro_rules! rotate {
+                ($w:ty, $left:expr) => {{
+                    let value = get(x.cpu, op.dst) as $w;
+                    let count = op.imm as u32;
+                    let flags = &mut x.cpu.flags;
+                    let top = |r: $w| r >> (<$w>::BITS - 1) & 1 != 0;
+                    let (r, cf, of) = if $left {
+                        let r = value.rotate_left(count);
+                        (r, r & 1 != 0, top(r) ^ (r & 1 != 0))
+                    } else {
+                        let r = value.rotate_right(count);
+                        (r, top(r), top(r) ^ top(r << 1))
+                    };
+                    flags.set_cf_of(cf, of);
+                    put::<$w>(x.cpu, op.dst, r as u64)
+                }};
+            }
+            macro_rules! imul {
+                ($w:ty, $s:ty, $a:expr, $b:expr) => {{
+                    let (a, b) = ($a as $s, $b as $s);
+                    let (r, overflow) = a.overflowing_mul(b);
+                    x.cpu.flags.shift::<$w>(r as u64, overflow, overflow);
+                    put::<$w>(x.cpu, op.dst, r as u64)
+                }};
+            }
+            macro_rules! bit_test {
+                ($w:ty, $bit:expr) => {{
+                    let bit = $bit & u64::from(<$w>::BITS - 1);
+                    let cf = get(x.cpu, op.dst) >> bit & 1 != 0;
+                    x.cpu.flags.set_cf(cf)
+                }};
+            }
+            macro_rules! push {
+                ($value:expr) => {{
+                    let top = x.cpu.gpr[reg::RSP].wrapping_sub(8);
+                    let offset = writable!(u64, top);
+                    let value = $value;
+                    store::<u64>(x, offset, value);
+                    x.cpu.gpr[reg::RSP] = top;
+                }};
+            }
+            macro_rules! branch {
+                ($taken:expr) => {{
+                    if $taken {
+                        x.cpu.rip = op.imm;
+                        follow!(1)
+                    } else {
+                        x.cpu.rip = start.wrapping_add(u64::from(op.next));
+                        follow!(0)
+                    }
+                }};
+            }
+            macro_rules! call {
+                ($target:expr) => {{
+                    let target = $target;
+                    if !canonical(target) {
+                        cold!();
+                    }
+                    push!(start.wrapping_add(u64::from(op.next)));
+                    indirect!(target)
+                }};
+            }
+            macro_rules! jump {
+                ($target:expr) => {{
+                    let target = $target;
+                    if !canonical(target) {
+                        cold!();
+                    }
+                    indirect!(target)
+                }};
+            }
+
+            match op.code {
+                Code::Cold => cold!(),
+                Code::Undefined => {
+                    let i = &code.instructions[first + usize::from(op.at)];
+                    x.cpu.rip = i.ip();
+                    *left -= u64::from(op.at) + 1;
+                    return Err(UD);
+                }
+                Code::Repeat => {
+                    let at = u64::from(op.at);
+                    let i = &code.instructions[first + usize::from(op.at)];
+                    x.cpu.rip = i.next_ip();
+                    x.now = end - *left + at;
+                    *left -= at;
+                    return exec::repeat(x, i, left).map(|()| Next::Lookup);
+                }
+                Code::Nop => {}
+                Code::AddRr8 => rr!(u8, ADD),
+                Code::AddRi8 => ri!(u8, ADD),
+                Code::AddRm8 => rm!(u8, ADD),
+                Code::AddMr8 => mr!(u8, ADD),
+                Code::AddMi8 => mi!(u8, ADD),
+                Code::AddRr16 => rr!(u16, ADD),
+                Code::AddRi16 => ri!(u16, ADD),
+                Code::AddRm16 => rm!(u16, ADD),
+                Code::AddMr16 => mr!(u16, ADD),
+                Code::AddMi16 => mi!(u16, ADD),
+                Code::AddRr32 => rr!(u32, ADD),
+                Code::AddRi32 => ri!(u32, ADD),
+                Code::AddRm32 => rm!(u32, ADD),
+                Code::AddMr32 => mr!(u32, ADD),
+                Code::AddMi32 => mi!(u32, ADD),
+                Code::AddRr64 => rr!(u64, ADD),
+                Code::AddRi64 => ri!(u64, ADD),
+                Code::AddRm64 => rm!(u64, ADD),
+                Code::AddMr64 => mr!(u64, ADD),
+                Code::AddMi64 => mi!(u64, ADD),
+                Code::OrRr8 => rr!(u8, OR),
+                Code::OrRi8 => ri!(u8, OR),
+                Code::OrRm8 => rm!(u8, OR),
+                Code::OrMr8 => mr!(u8, OR),
+                Code::OrMi8 => mi!(u8, OR),
+                Code::OrRr16 => rr!(u16, OR),
+                Code::OrRi16 => ri!(u16, OR),
+                Code::OrRm16 => rm!(u16, OR),
+                Code::OrMr16 => mr!(u16, OR),
+                Code::OrMi16 => mi!(u16, OR),
+                Code::OrRr32 => rr!(u32, OR),
+                Code::OrRi32 => ri!(u32, OR),
+                Code::OrRm32 => rm!(u32, OR),
+                Code::OrMr32 => mr!(u32, OR),
+                Code::OrMi32 => mi!(u32, OR),
+                Code::OrRr64 => rr!(u64, OR),
+                Code::OrRi64 => ri!(u64, OR),
+                Code::OrRm64 => rm!(u64, OR),
+                Code::OrMr64 => mr!(u64, OR),
+                Code::OrMi64 => mi!(u64, OR),
+                Code::AdcRr8 => rr!(u8, ADC),
+                Code::AdcRi8 => ri!(u8, ADC),
+                Code::AdcRm8 => rm!(u8, ADC),
+                Code::AdcMr8 => mr!(u8, ADC),
+                Code::AdcMi8 => mi!(u8, ADC),
+                Code::AdcRr16 => rr!(u16, ADC),
+                Code::AdcRi16 => ri!(u16, ADC),
+                Code::AdcRm16 => rm!(u16, ADC),
+                Code::AdcMr16 => mr!(u16, ADC),
+                Code::AdcMi16 => mi!(u16, ADC),
+                Code::AdcRr32 => rr!(u32, ADC),
+                Code::AdcRi32 => ri!(u32, ADC),
+                Code::AdcRm32 => rm!(u32, ADC),
+                Code::AdcMr32 => mr!(u32, ADC),
+                Code::AdcMi32 => mi!(u32, ADC),
+                Code::AdcRr64 => rr!(u64, ADC),
+                Code::AdcRi64 => ri!(u64, ADC),
+                Code::AdcRm64 => rm!(u64, ADC),
+                Code::AdcMr64 => mr!(u64, ADC),
+                Code::AdcMi64 => mi!(u64, ADC),
+                Code::SbbRr8 => rr!(u8, SBB),
+                Code::SbbRi8 => ri!(u8, SBB),
+                Code::SbbRm8 => rm!(u8, SBB),
+                Code::SbbMr8 => mr!(u8, SBB),
+                Code::SbbMi8 => mi!(u8, SBB),
+                Code::SbbRr16 => rr!(u16, SBB),
+                Code::SbbRi16 => ri!(u16, SBB),
+                Code::SbbRm16 => rm!(u16, SBB),
+                Code::SbbMr16 => mr!(u16, SBB),
+                Code::SbbMi16 => mi!(u16, SBB),
+                Code::SbbRr32 => rr!(u32, SBB),
+                Code::SbbRi32 => ri!(u32, SBB),
+                Code::SbbRm32 => rm!(u32, SBB),
+                Code::SbbMr32 => mr!(u32, SBB),
+                Code::SbbMi32 => mi!(u32, SBB),
+                Code::SbbRr64 => rr!(u64, SBB),
+                Code::SbbRi64 => ri!(u64, SBB),
+                Code::SbbRm64 => rm!(u64, SBB),
+                Code::SbbMr64 => mr!(u64, SBB),
+                Code::SbbMi64 => mi!(u64, SBB),
+                Code::AndRr8 => rr!(u8, AND),
+                Code::AndRi8 => ri!(u8, AND),
+                Code::AndRm8 => rm!(u8, AND),
+                Code::AndMr8 => mr!(u8, AND),
+                Code::AndMi8 => mi!(u8, AND),
+                Code::AndRr16 => rr!(u16, AND),
+                Code::AndRi16 => ri!(u16, AND),
+                Code::AndRm16 => rm!(u16, AND),
+                Code::AndMr16 => mr!(u16, AND),
+                Code::AndMi16 => mi!(u16, AND),
+                Code::AndRr32 => rr!(u32, AND),
+                Code::AndRi32 => ri!(u32, AND),
+                Code::AndRm32 => rm!(u32, AND),
+                Code::AndMr32 => mr!(u32, AND),
+                Code::AndMi32 => mi!(u32, AND),
+                Code::AndRr64 => rr!(u64, AND),
+                Code::AndRi64 => ri!(u64, AND),
+                Code::AndRm64 => rm!(u64, AND),
+                Code::AndMr64 => mr!(u64, AND),
+                Code::AndMi64 => mi!(u64, AND),
+                Code::SubRr8 => rr!(u8, SUB),
+                Code::SubRi8 => ri!(u8, SUB),
+                Code::SubRm8 => rm!(u8, SUB),
+                Code::SubMr8 => mr!(u8, SUB),
+                Code::SubMi8 => mi!(u8, SUB),
+                Code::SubRr16 => rr!(u16, SUB),
+                Code::SubRi16 => ri!(u16, SUB),
+                Code::SubRm16 => rm!(u16, SUB),
+                Code::SubMr16 => mr!(u16, SUB),
+                Code::SubMi16 => mi!(u16, SUB),
+                Code::SubRr32 => rr!(u32, SUB),
+                Code::SubRi32 => ri!(u32, SUB),
+                Code::SubRm32 => rm!(u32, SUB),
+                Code::SubMr32 => mr!(u32, SUB),
+                Code::SubMi32 => mi!(u32, SUB),
+                Code::SubRr64 => rr!(u64, SUB),
+                Code::SubRi64 => ri!(u64, SUB),
+                Code::SubRm64 => rm!(u64, SUB),
+                Code::SubMr64 => mr!(u64, SUB),
+                Code::SubMi64 => mi!(u64, SUB),
+                Code::XorRr8 => rr!(u8, XOR),
+                Code::XorRi8 => ri!(u8, XOR),
+                Code::XorRm8 => rm!(u8, XOR),
+                Code::XorMr8 => mr!(u8, XOR),
+                Code::XorMi8 => mi!(u8, XOR),
+                Code::XorRr16 => rr!(u16, XOR),
+                Code::XorRi16 => ri!(u16, XOR),
+                Code::XorRm16 => rm!(u16, XOR),
+                Code::XorMr16 => mr!(u16, XOR),
+                Code::XorMi16 => mi!(u16, XOR),
+                Code::XorRr32 => rr!(u32, XOR),
+                Code::XorRi32 => ri!(u32, XOR),
+                Code::XorRm32 => rm!(u32, XOR),
+                Code::XorMr32 => mr!(u32, XOR),
+                Code::XorMi32 => mi!(u32, XOR),
+                Code::XorRr64 => rr!(u64, XOR),
+                Code::XorRi64 => ri!(u64, XOR),
+                Code::XorRm64 => rm!(u64, XOR),
+                Code::XorMr64 => mr!(u64, XOR),
+                Code::XorMi64 => mi!(u64, XOR),
+                Code::CmpRr8 => rr!(u8, CMP),
+                Code::CmpRi8 => ri!(u8, CMP),
+                Code::CmpRm8 => rm!(u8, CMP),
+                Code::CmpMr8 => mr!(u8, CMP),
+                Code::CmpMi8 => mi!(u8, CMP),
+                Code::CmpRr16 => rr!(u16, CMP),
+                Code::CmpRi16 => ri!(u16, CMP),
+                Code::CmpRm16 => rm!(u16, CMP),
+                Code::CmpMr16 => mr!(u16, CMP),
+                Code::CmpMi16 => mi!(u16, CMP),
+                Code::CmpRr32 => rr!(u32, CMP),
+                Code::CmpRi32 => ri!(u32, CMP),
+                Code::CmpRm32 => rm!(u32, CMP),
+                Code::CmpMr32 => mr!(u32, CMP),
+                Code::CmpMi32 => mi!(u32, CMP),
+                Code::CmpRr64 => rr!(u64, CMP),
+                Code::CmpRi64 => ri!(u64, CMP),
+                Code::CmpRm64 => rm!(u64, CMP),
+                Code::CmpMr64 => mr!(u64, CMP),
+                Code::CmpMi64 => mi!(u64, CMP),
+                Code::TestRr8 => rr!(u8, TEST),
+                Code::TestRi8 => ri!(u8, TEST),
+                Code::TestRm8 => rm!(u8, TEST),
+                Code::TestMr8 => mr!(u8, TEST),
+                Code::TestMi8 => mi!(u8, TEST),
+                Code::TestRr16 => rr!(u16, TEST),
+                Code::TestRi16 => ri!(u16, TEST),
+                Code::TestRm16 => rm!(u16, TEST),
+                Code::TestMr16 => mr!(u16, TEST),
+                Code::TestMi16 => mi!(u16, TEST),
+                Code::TestRr32 => rr!(u32, TEST),
+                Code::TestRi32 => ri!(u32, TEST),
+                Code::TestRm32 => rm!(u32, TEST),
+                Code::TestMr32 => mr!(u32, TEST),
+                Code::TestMi32 => mi!(u32, TEST),
+                Code::TestRr64 => rr!(u64, TEST),
+                Code::TestRi64 => ri!(u64, TEST),
+                Code::TestRm64 => rm!(u64, TEST),
+                Code::TestMr64 => mr!(u64, TEST),
+                Code::TestMi64 => mi!(u64, TEST),
+                Code::MovRr8 => mov_rr!(u8),
+                Code::MovRi8 => mov_ri!(u8),
+                Code::MovRm8 => mov_rm!(u8),
+                Code::MovMr8 => mov_mr!(u8),
+                Code::MovMi8 => mov_mi!(u8),
+                Code::MovRr16 => mov_rr!(u16),
+                Code::MovRi16 => mov_ri!(u16),
+                Code::MovRm16 => mov_rm!(u16),
+                Code::MovMr16 => mov_mr!(u16),
+                Code::MovMi16 => mov_mi!(u16),
+                Code::MovRr32 => mov_rr!(u32),
+                Code::MovRi32 => mov_ri!(u32),
+                Code::MovRm32 => mov_rm!(u32),
+                Code::MovMr32 => mov_mr!(u32),
+                Code::MovMi32 => mov_mi!(u32),
+                Code::MovRr64 => mov_rr!(u64),
+                Code::MovRi64 => mov_ri!(u64),
+                Code::MovRm64 => mov_rm!(u64),
+                Code::MovMr64 => mov_mr!(u64),
+                Code::MovMi64 => mov_mi!(u64),
+                Code::MovzxRr8 => extend_rr!(u8, u64, false),
+                Code::MovzxRm8 => extend_rm!(u8, u64, false),
+                Code::MovzxRr16 => extend_rr!(u16, u64, false),
+                Code::MovzxRm16 => extend_rm!(u16, u64, false),
+                Code::Movsx32Rr8 => extend_rr!(u8, u32, true),
+                Code::Movsx32Rm8 => extend_rm!(u8, u32, true),
+                Code::Movsx32Rr16 => extend_rr!(u16, u32, true),
+                Code::Movsx32Rm16 => extend_rm!(u16, u32, true),
+                Code::Movsx64Rr8 => extend_rr!(u8, u64, true),
+                Code::Movsx64Rm8 => extend_rm!(u8, u64, true),
+                Code::Movsx64Rr16 => extend_rr!(u16, u64, true),
+                Code::Movsx64Rm16 => extend_rm!(u16, u64, true),
+                Code::Movsx64Rr32 => extend_rr!(u32, u64, true),
+                Code::Movsx64Rm32 => extend_rm!(u32, u64, true),
+                Code::Lea32 => {
+                    let value = address(x.cpu, op);
+                    put::<u32>(x.cpu, op.dst, value)
+                }
+                Code::Lea64 => {
+                    let value = address(x.cpu, op);
+                    put::<u64>(x.cpu, op.dst, value)
+                }
+                Code::IncR8 => step_r!(u8, inc, 1),
+                Code::IncR32 => step_r!(u32, inc, 1),
+                Code::IncR64 => step_r!(u64, inc, 1),
+                Code::DecR8 => step_r!(u8, dec, !0),
+                Code::DecR32 => step_r!(u32, dec, !0),
+                Code::DecR64 => step_r!(u64, dec, !0),
+                Code::IncM32 => step_m!(u32, inc, 1),
+                Code::IncM64 => step_m!(u64, inc, 1),
+                Code::DecM32 => step_m!(u32, dec, !0),
+                Code::DecM64 => step_m!(u64, dec, !0),
+                Code::NegR32 => {
+                    let b = get(x.cpu, op.dst);
+                    let r = alu::<u32, SUB>(&mut x.cpu.flags, 0, b);
+                    put::<u32>(x.cpu, op.dst, r)
+                }
+                Code::NegR64 => {
+                    let b = get(x.cpu, op.dst);
+                    let r = alu::<u64, SUB>(&mut x.cpu.flags, 0, b);
+                    put::<u64>(x.cpu, op.dst, r)
+                }
+                Code::NotR32 => {
+                    let r = !get(x.cpu, op.dst);
+                    put::<u32>(x.cpu, op.dst, r)
+                }
+                Code::NotR64 => {
+                    let r = !get(x.cpu, op.dst);
+                    put::<u64>(x.cpu, op.dst, r)
+                }
+                Code::ShlRi32 => shift_by!(u32, 0, op.imm),
+                Code::ShlRi64 => shift_by!(u64, 0, op.imm),
+                Code::ShrRi32 => shift_by!(u32, 1, op.imm),
+                Code::ShrRi64 => shift_by!(u64, 1, op.imm),
+                Code::SarRi32 => shift_by!(u32, 2, op.imm),
+                Code::SarRi64 => shift_by!(u64, 2, op.imm),
+                Code::ShlRc32 => shift_by!(u32, 0, x.cpu.gpr[reg::RCX]),
+                Code::ShlRc64 => shift_by!(u64, 0, x.cpu.gpr[reg::RCX]),
+                Code::ShrRc32 => shift_by!(u32, 1, x.cpu.gpr[reg::RCX]),
+                Code::ShrRc64 => shift_by!(u64, 1, x.cpu.gpr[reg::RCX]),
+                Code::SarRc32 => shift_by!(u32, 2, x.cpu.gpr[reg::RCX]),
+                Code::SarRc64 => shift_by!(u64, 2, x.cpu.gpr[reg::RCX]),
+                Code::RolRi32 => rotate!(u32, true),
+                Code::RolRi64 => rotate!(u64, true),
+                Code::RorRi32 => rotate!(u32, false),
+                Code::RorRi64 => rotate!(u64, false),
+                Code::ImulRr32 => imul!(u32, i32, get(x.cpu, op.dst), get(x.cpu, op.src)),
+                Code::ImulRr64 => imul!(u64, i64, get(x.cpu, op.dst), get(x.cpu, op.src)),
+                Code::ImulRm32 => {
+                    let b = load!(u32, address(x.cpu, op));
+                    imul!(u32, i32, get(x.cpu, op.dst), b)
+                }
+                Code::ImulRm64 => {
+                    let b = load!(u64, address(x.cpu, op));
+                    imul!(u64, i64, get(x.cpu, op.dst), b)
+                }
+                Code::ImulRri32 => imul!(u32, i32, get(x.cpu, op.src), op.imm),
+                Code::ImulRri64 => imul!(u64, i64, get(x.cpu, op.src), op.imm),
+                Code::XchgRr32 => {
+                    let (a, b) = (get(x.cpu, op.dst), get(x.cpu, op.src));
+                    put::<u32>(x.cpu, op.dst, b);
+                    put::<u32>(x.cpu, op.src, a)
+                }
+                Code::XchgRr64 => {
+                    let (a, b) = (get(x.cpu, op.dst), get(x.cpu, op.src));
+                    put::<u64>(x.cpu, op.dst, b);
+                    put::<u64>(x.cpu, op.src, a)
+                }
+                Code::BtRi32 => bit_test!(u32, op.imm),
+                Code::BtRi64 => bit_test!(u64, op.imm),
+                Code::BtRr32 => bit_test!(u32, get(x.cpu, op.src)),
+                Code::BtRr64 => bit_test!(u64, get(x.cpu, op.src)),
+                Code::Cdqe => x.cpu.gpr[reg::RAX] = u32::sign_extend(x.cpu.gpr[reg::RAX]),
+                Code::Cwde => {
+                    x.cpu.gpr[reg::RAX] = u16::sign_extend(x.cpu.gpr[reg::RAX]) as u32 as u64
+                }
+                Code::Cdq => x.cpu.gpr[reg::RDX] = (x.cpu.gpr[reg::RAX] as i32 >> 31) as u32 as u64,
+                Code::Cqo => x.cpu.gpr[reg::RDX] = (x.cpu.gpr[reg::RAX] as i64 >> 63) as u64,
+                Code::BswapR32 => {
+                    let r = (get(x.cpu, op.dst) as u32).swap_bytes() as u64;
+                    put::<u32>(x.cpu, op.dst, r)
+                }
+                Code::BswapR64 => {
+                    let r = get(x.cpu, op.dst).swap_bytes();
+                    put::<u64>(x.cpu, op.dst, r)
+                }
+                Code::PushR => push!(get(x.cpu, op.src)),
+                Code::PushI => push!(op.imm),
+                Code::PushM => {
+                    let value = load!(u64, address(x.cpu, op));
+                    push!(value)
+                }
+                Code::PopR => {
+                    let top = x.cpu.gpr[reg::RSP];
+                    let value = load!(u64, top);
+                    x.cpu.gpr[reg::RSP] = top.wrapping_add(8);
+                    put::<u64>(x.cpu, op.dst, value)
+                }
+                Code::Leave => {
+                    let frame = x.cpu.gpr[reg::RBP];
+                    let value = load!(u64, frame);
+                    x.cpu.gpr[reg::RSP] = frame.wrapping_add(8);
+                    x.cpu.gpr[reg::RBP] = value;
+                }
+                Code::SetR => {
+                    let met = x.cpu.flags.condition(op.imm as u8) as u64;
+                    put::<u8>(x.cpu, op.dst, met)
+                }
+                Code::CmovR32 => {
+                    let from = if x.cpu.flags.condition(op.imm as u8) {
+                        op.src
+                    } else {
+                        op.dst
+                    };
+                    let value = get(x.cpu, from);
+                    put::<u32>(x.cpu, op.dst, value)
+                }
+                Code::CmovR64 => {
+                    let from = if x.cpu.flags.condition(op.imm as u8) {
+                        op.src
+                    } else {
+                        op.dst
+                    };
+                    let value = get(x.cpu, from);
+                    put::<u64>(x.cpu, op.dst, value)
+                }
+                Code::JmpRel => branch!(true),
+                Code::JmpR => jump!(get(x.cpu, op.src)),
+                Code::JmpM => jump!(load!(u64, address(x.cpu, op))),
+                Code::CallRel => {
+                    push!(start.wrapping_add(u64::from(op.next)));
+                    branch!(true)
+                }
+                Code::CallR => call!(get(x.cpu, op.src)),
+                Code::CallM => call!(load!(u64, address(x.cpu, op))),
+                Code::Ret => {
+                    let top = x.cpu.gpr[reg::RSP];
+                    let target = load!(u64, top);
+                    if !canonical(target) {
+                        cold!();
+                    }
+                    x.cpu.gpr[reg::RSP] = top.wrapping_add(8);
+                    indirect!(target)
+                }
+                Code::JO => branch!(x.cpu.flags.condition(0)),
+                Code::JNo => branch!(x.cpu.flags.condition(1)),
+                Code::JB => branch!(x.cpu.flags.condition(2)),
+                Code::JAe => branch!(x.cpu.flags.condition(3)),
+                Code::JE => branch!(x.cpu.flags.condition(4)),
+                Code::JNe => branch!(x.cpu.flags.condition(5)),
+                Code::JBe => branch!(x.cpu.flags.condition(6)),
+                Code::JA => branch!(x.cpu.flags.condition(7)),
+                Code::JS => branch!(x.cpu.flags.condition(8)),
+                Code::JNs => branch!(x.cpu.flags.condition(9)),
+                Code::JP => branch!(x.cpu.flags.condition(10)),
+                Code::JNp => branch!(x.cpu.flags.condition(11)),
+                Code::JL => branch!(x.cpu.flags.condition(12)),
+                Code::JGe => branch!(x.cpu.flags.condition(13)),
+                Code::JLe => branch!(x.cpu.flags.condition(14)),
+                Code::JG => branch!(x.cpu.flags.condition(15)),
+                Code::MovXm => {
+                    if !x.cpu.sse_ready {
+                        cold!();
+                    }
+                    let linear = address(x.cpu, op);
+                    let Some(offset) = x.cpu.tlb.read_offset(linear, 16, x.cpu.tlb_key) else {
+                        cold!()
+                    };
+                    x.cpu.fpu.xmm[op.dst as usize & 15] = u128::from_le_bytes(x.ram.get(offset));
+                }
+                Code::MovMx => {
+                    if !x.cpu.sse_ready {
+                        cold!();
+                    }
+                    let linear = address(x.cpu, op);
+                    let Some(offset) = x.cpu.tlb.write_offset(linear, 16, x.cpu.tlb_key) else {
+                        cold!()
+                    };
+                    let value = x.cpu.fpu.xmm[op.src as usize & 15];
+                    x.ram.put(offset, value.to_le_bytes());
+                }
+                Code::MovXx => {
+                    if !x.cpu.sse_ready {
+                        cold!();
+                    }
+                    x.cpu.fpu.xmm[op.dst as usize & 15] = x.cpu.fpu.xmm[op.src as usize & 15];
+                }
+                Code::PxorXx => {
+                    if !x.cpu.sse_ready {
+                        cold!();
+                    }
+                    x.cpu.fpu.xmm[op.dst as usize & 15] ^= x.cpu.fpu.xmm[op.src as usize & 15];
+                }
+            }
+        }
+        // Past the last instruction without a branch: the block was full or its page ended.
+        x.cpu.rip = start.wrapping_add(u64::from(block.bytes));
+        follow!(0);
+    }
+}
+
+/// The block at RIP, where its translation and the block itself are at hand.
+#[inline(always)]
+fn lookup(code: &CodeCache, x: &Ctx, size: crate::vcpu::CodeSize) -> Option<BlockId> {
+    let rip = x.cpu.rip;
+    // Only 64-bit code comes here, where RIP is the linear address.
+    let offset = x.cpu.tlb.execute_offset(rip, x.cpu.tlb_key)?;
+    code.recent(&Key { offset, rip, size })
+}

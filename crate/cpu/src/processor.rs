@@ -1,0 +1,661 @@
+//! All vCPUs of a machine and what makes them go: turns, time, events, the block loop.
+
+use alloc::vec::Vec;
+
+use iced_x86::{Decoder, DecoderError, Instruction};
+
+use crate::block::{BlockId, CodeCache, Key, MAX_BLOCK};
+use crate::bus::{Bus, DeliveryMode, InterruptMessage, Tick};
+use crate::exec;
+use crate::flags::bit;
+use crate::hot::{self, Next};
+use crate::mem::{Ctx, canonical};
+use crate::model::Model;
+use crate::paging::{self, Access, Privilege};
+use crate::ram::Ram;
+use crate::save::StateError;
+use crate::state::{Activity, VcpuState};
+use crate::trap::{Exec, GP0, Trap, UD};
+use crate::vcpu::{Seg, Vcpu};
+use crate::{debug, interrupt};
+
+/// Ticks a vCPU runs before the next one gets its turn.
+const TURN: Tick = 20_000;
+/// Most vCPUs of a machine (xAPIC ids are a byte, and 255 is everyone).
+pub const MAX_CPUS: u32 = 64;
+
+/// What a processor is made of.
+#[derive(Clone, Debug)]
+pub struct ProcessorConfig {
+    /// vCPUs, 1 to [`MAX_CPUS`].
+    pub cpus: u32,
+    /// What CPUID lists.
+    pub model: &'static Model,
+    /// Most instructions decoded as one block, 1 to 64. Changes speed and nothing else.
+    pub block_length: u32,
+}
+
+impl Default for ProcessorConfig {
+    fn default() -> Self {
+        ProcessorConfig {
+            cpus: 1,
+            model: Default::default(),
+            block_length: MAX_BLOCK as u32,
+        }
+    }
+}
+
+/// A processor cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProcessorError {
+    /// Not a count of vCPUs we support.
+    #[error("{0} vCPUs asked for; 1 to {MAX_CPUS} are possible")]
+    Cpus(u32),
+}
+
+/// Why [`Processor::run`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stop {
+    /// The tick asked for is reached.
+    Deadline,
+    /// The board asked to stop.
+    Board,
+    /// A triple fault.
+    Shutdown {
+        /// Which vCPU.
+        vcpu: usize,
+    },
+    /// The guest needs something that is not built.
+    Unimplemented {
+        /// Which vCPU.
+        vcpu: usize,
+        /// What it is.
+        what: &'static str,
+        /// Its instruction.
+        rip: u64,
+    },
+    /// The next instruction has a breakpoint.
+    Breakpoint {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Linear address of the instruction.
+        rip: u64,
+    },
+    /// Every vCPU waits and nothing will ever wake one.
+    Idle,
+}
+
+/// One instruction about to execute, for an [`Processor::set_tracer`] observer.
+pub struct Traced<'a> {
+    /// Which vCPU.
+    pub vcpu: usize,
+    /// Ticks before it.
+    pub now: Tick,
+    /// The instruction; its `ip()` is RIP.
+    pub instruction: &'a Instruction,
+    /// State before it.
+    pub state: VcpuState,
+}
+
+/// What is called before each instruction while tracing.
+pub type Tracer = alloc::boxed::Box<dyn FnMut(&Traced) + Send>;
+
+/// The software processor of a machine.
+pub struct Processor {
+    vcpus: Vec<Vcpu>,
+    code: CodeCache,
+    now: Tick,
+    /// Whose turn it is, and how much of it is left.
+    current: usize,
+    turn_left: Tick,
+    /// Linear addresses, sorted.
+    breakpoints: Vec<u64>,
+    /// The breakpoint just reported does not stop the same instruction again.
+    passed: Option<(usize, u64)>,
+    tracer: Option<Tracer>,
+    /// Retired instructions, or those that faulted; idle time not included.
+    instructions: u64,
+}
+
+/// How the run of one vCPU ended, other than by using its budget.
+enum Pause {
+    /// The world must be looked at before more is executed.
+    Look,
+    Stop(Stop),
+}
+
+impl Processor {
+    /// All vCPUs in reset state.
+    pub fn new(config: &ProcessorConfig) -> Result<Processor, ProcessorError> {
+        if config.cpus == 0 || config.cpus > MAX_CPUS {
+            return Err(ProcessorError::Cpus(config.cpus));
+        }
+        let vcpu = |n| Vcpu::new(config.model, n, config.cpus);
+        Ok(Processor {
+            vcpus: (0..config.cpus).map(vcpu).collect(),
+            code: CodeCache::new(config.block_length as usize),
+            now: 0,
+            current: 0,
+            turn_left: TURN,
+            breakpoints: Vec::new(),
+            passed: None,
+            tracer: None,
+            instructions: 0,
+        })
+    }
+
+    /// Number of vCPUs.
+    pub fn vcpus(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// Machine time.
+    pub fn now(&self) -> Tick {
+        self.now
+    }
+
+    /// Instructions started so far by all vCPUs.
+    pub fn instructions(&self) -> u64 {
+        self.instructions
+    }
+
+    /// Sets machine time and the turn, for a machine that continues from saved state.
+    pub fn set_time(&mut self, now: Tick, turn: (usize, Tick)) {
+        self.now = now;
+        self.current = turn.0.min(self.vcpus.len() - 1);
+        self.turn_left = turn.1.clamp(1, TURN);
+    }
+
+    /// Whose turn it is and how many ticks of it are left.
+    pub fn turn(&self) -> (usize, Tick) {
+        (self.current, self.turn_left)
+    }
+
+    /// State of a vCPU. Panics when there is no such vCPU.
+    pub fn read_state(&self, vcpu: usize) -> VcpuState {
+        self.vcpus[vcpu].save()
+    }
+
+    /// Replaces the state of a vCPU; nothing changes on an error. Panics when there is no such vCPU.
+    pub fn write_state(&mut self, vcpu: usize, state: &VcpuState) -> Result<(), StateError> {
+        self.vcpus[vcpu].load(state)
+    }
+
+    /// Replaces the linear addresses whose execution stops [`Processor::run`].
+    pub fn set_breakpoints(&mut self, addresses: &[u64]) {
+        self.breakpoints = addresses.to_vec();
+        self.breakpoints.sort_unstable();
+    }
+
+    /// Calls `tracer` before each instruction; `None` ends it. Tracing changes no result, only speed.
+    pub fn set_tracer(&mut self, tracer: Option<Tracer>) {
+        self.tracer = tracer;
+    }
+
+    /// Forgets all decoded code and cached translations, for a caller that changed RAM behind
+    /// [`Ram::write`].
+    pub fn flush(&mut self, ram: &mut Ram) {
+        self.code.clear(ram);
+        for cpu in &mut self.vcpus {
+            cpu.flush_tlb();
+        }
+    }
+
+    /// Guest-physical address of a linear one in a vCPU's current address space, with supervisor
+    /// rights and without touching accessed or dirty bits. `None` where it is not mapped.
+    pub fn translate(&self, vcpu: usize, ram: &mut Ram, linear: u64) -> Option<u64> {
+        let cpu = &self.vcpus[vcpu];
+        let mut who = Privilege::Supervisor;
+        if let Err(crate::Fault::Page { code, .. }) =
+            paging::walk(cpu, ram, linear, Access::Read, who, true)
+            && code & 1 != 0
+        {
+            // Present: only SMAP stands between; a debugger looks as the user does.
+            who = Privilege::User;
+        }
+        let mapping = paging::walk(cpu, ram, linear, Access::Read, who, true).ok()?;
+        Some(mapping.physical | linear & 0xfff)
+    }
+
+    /// Runs until `until`, or until something stops it first. Idle time is skipped.
+    pub fn run(&mut self, ram: &mut Ram, bus: &mut dyn Bus, until: Tick) -> Stop {
+        loop {
+            if bus.stop_requested() {
+                return Stop::Board;
+            }
+            if bus.deadline().is_some_and(|due| due <= self.now) {
+                bus.advance(ram, self.now);
+                if bus.stop_requested() {
+                    return Stop::Board;
+                }
+            }
+            for cpu in &mut self.vcpus {
+                cpu.apic.advance(self.now);
+            }
+            self.route(bus);
+            if self.now >= until {
+                return Stop::Deadline;
+            }
+            let due = self.vcpus.iter().filter_map(|cpu| cpu.apic.deadline());
+            let due = due.chain(bus.deadline()).min();
+            let Some(runnable) = self.next_runnable(bus) else {
+                // Nobody runs before the next deadline: skip to it.
+                match due {
+                    Some(due) => self.now = due.clamp(self.now + 1, until),
+                    None if until == Tick::MAX => return Stop::Idle,
+                    None => self.now = until,
+                }
+                continue;
+            };
+            if runnable != self.current {
+                self.current = runnable;
+                self.turn_left = TURN;
+            }
+            let end = due.unwrap_or(Tick::MAX).max(self.now + 1).min(until);
+            let budget = self.turn_left.min(end - self.now);
+            let mut left = budget;
+            let pause = self.run_vcpu(ram, bus, &mut left);
+            let used = budget - left;
+            self.now += used;
+            self.instructions += used;
+            self.turn_left -= used;
+            if self.turn_left == 0 {
+                self.current = (self.current + 1) % self.vcpus.len();
+                self.turn_left = TURN;
+            }
+            if let Some(Pause::Stop(stop)) = pause {
+                return stop;
+            }
+        }
+    }
+
+    /// Delivers what the board and the local APICs sent.
+    fn route(&mut self, bus: &mut dyn Bus) {
+        while let Some(message) = bus.take_message() {
+            self.deliver(&message, None);
+        }
+        for n in 0..self.vcpus.len() {
+            while let Some((message, targets)) = self.vcpus[n].apic.take_ipi() {
+                self.deliver(&message, Some((n, targets)));
+            }
+        }
+    }
+
+    /// Gives a message to the APICs it is for.
+    fn deliver(&mut self, message: &InterruptMessage, from: Option<(usize, crate::apic::Targets)>) {
+        use crate::apic::Targets;
+        let is_target = |n: usize, cpu: &Vcpu| match from {
+            Some((sender, Targets::Itself)) => n == sender,
+            Some((_, Targets::All)) => true,
+            Some((sender, Targets::Others)) => n != sender,
+            Some((_, Targets::Destination)) | None => cpu.apic.matches(message),
+        };
+        if message.delivery == DeliveryMode::LowestPriority {
+            let lowest = self
+                .vcpus
+                .iter()
+                .enumerate()
+                .filter(|(n, cpu)| is_target(*n, cpu))
+                .min_by_key(|(_, cpu)| cpu.apic.priority())
+                .map(|(n, _)| n);
+            if let Some(n) = lowest {
+                self.vcpus[n].apic.accept(message);
+            }
+            return;
+        }
+        for n in 0..self.vcpus.len() {
+            if is_target(n, &self.vcpus[n]) {
+                self.vcpus[n].apic.accept(message);
+            }
+        }
+    }
+
+    /// The vCPU that runs now: the current one while it can, else the next that can.
+    fn next_runnable(&self, bus: &dyn Bus) -> Option<usize> {
+        let count = self.vcpus.len();
+        (0..count)
+            .map(|n| (self.current + n) % count)
+            .find(|n| self.vcpus[*n].can_run(*n == 0 && bus.intr()))
+    }
+
+    /// Runs the current vCPU until `left` is used or something else must be looked at.
+    fn run_vcpu(&mut self, ram: &mut Ram, bus: &mut dyn Bus, left: &mut u64) -> Option<Pause> {
+        let vcpu = self.current;
+        let end = self.now + *left;
+        let stop_at = |trap: Trap, rip: u64| match trap {
+            Trap::Unimplemented(what) => Pause::Stop(Stop::Unimplemented { vcpu, what, rip }),
+            _ => Pause::Stop(Stop::Shutdown { vcpu }),
+        };
+        let mut link: Option<(BlockId, usize)> = None;
+        while *left > 0 {
+            if ram.code_was_written() {
+                self.code.invalidate(&ram.take_code_writes());
+                link = None;
+            }
+            let cpu = &mut self.vcpus[vcpu];
+            if cpu.tlb.code_epoch != ram.code_epoch() {
+                cpu.tlb.code_epoch = ram.code_epoch();
+                cpu.tlb.drop_write_tags(|offset| ram.page_has_code(offset));
+            }
+            let x = &mut Ctx {
+                cpu,
+                ram,
+                bus,
+                now: end - *left,
+            };
+            if x.cpu.leave_block {
+                x.cpu.leave_block = false;
+                link = None;
+                match service_events(x, vcpu == 0) {
+                    Ok(true) => {}
+                    Ok(false) => return Some(Pause::Look),
+                    Err(trap) => return Some(stop_at(trap, x.cpu.rip)),
+                }
+            }
+            let one_by_one = x.cpu.careful
+                || x.cpu.sti_shadow
+                || x.cpu.mov_ss_shadow
+                || !self.breakpoints.is_empty()
+                || self.tracer.is_some();
+            let outcome = if one_by_one {
+                let rip = x.linear_rip();
+                if self.breakpoints.binary_search(&rip).is_ok()
+                    && self.passed != Some((vcpu, x.now))
+                {
+                    self.passed = Some((vcpu, x.now));
+                    return Some(Pause::Stop(Stop::Breakpoint { vcpu, rip }));
+                }
+                step(x, left, self.tracer.as_mut().map(|t| (t, vcpu))).map(|()| Next::Lookup)
+            } else {
+                match find(&mut self.code, x) {
+                    Ok(Some(id)) => {
+                        if let Some((from, slot)) = link.take() {
+                            connect(&mut self.code, from, slot, id);
+                        }
+                        if x.cpu.tlb.code_epoch != x.ram.code_epoch() {
+                            // A page just got its first code: stores to it must be noted.
+                            let ram = &*x.ram;
+                            x.cpu.tlb.code_epoch = ram.code_epoch();
+                            x.cpu
+                                .tlb
+                                .drop_write_tags(|offset| ram.page_has_code(offset));
+                        }
+                        hot::run(&self.code, id, x, left)
+                    }
+                    Ok(None) => step(x, left, None).map(|()| Next::Lookup),
+                    Err(trap) => {
+                        *left -= 1;
+                        Err(trap)
+                    }
+                }
+            };
+            link = None;
+            match outcome {
+                Ok(Next::Lookup) => {}
+                Ok(Next::Link(id, slot)) => link = Some((id, slot)),
+                Ok(Next::Budget) => {
+                    // Too few ticks for the whole block: singly to the deadline.
+                    while *left > 0 && !x.cpu.leave_block {
+                        x.now = end - *left;
+                        if let Err(trap) = step(x, left, None) {
+                            if let Err(trap) = take(x, trap) {
+                                return Some(stop_at(trap, x.cpu.rip));
+                            }
+                            break;
+                        }
+                    }
+                }
+                Err(trap) => {
+                    x.now = end - *left;
+                    if let Err(trap) = take(x, trap) {
+                        return Some(stop_at(trap, x.cpu.rip));
+                    }
+                }
+            }
+            if self.vcpus[vcpu].leave_block {
+                // A device or an APIC may have been touched: messages and deadlines may be new.
+                return Some(Pause::Look);
+            }
+        }
+        None
+    }
+}
+
+/// Delivers the exception of an instruction.
+fn take(x: &mut Ctx, trap: Trap) -> Exec {
+    x.cpu.leave_block = true;
+    match trap {
+        Trap::Fault(fault) => interrupt::raise(x, fault),
+        other => Err(other),
+    }
+}
+
+/// Remembers that `to` follows `from`, where that can never become wrong: within one page.
+fn connect(code: &mut CodeCache, from: BlockId, slot: usize, to: BlockId) {
+    let (a, b) = (code.blocks[from as usize].key, code.blocks[to as usize].key);
+    let valid = code.blocks[from as usize].valid;
+    if valid && a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 && a.size == b.size {
+        code.blocks[from as usize].links[slot] = to;
+    }
+}
+
+/// The block at RIP. `None` where the instruction there cannot be cached: it crosses a page or is
+/// not in RAM.
+fn find(code: &mut CodeCache, x: &mut Ctx) -> Exec<Option<BlockId>> {
+    let linear = x.check_fetch(1)?;
+    let (Some(offset), _) = x.code_at(linear)? else {
+        return Ok(None);
+    };
+    let key = Key {
+        offset,
+        rip: x.cpu.rip,
+        size: x.cpu.code_size,
+    };
+    if let Some(id) = code.recent(&key) {
+        return Ok(x.inside_limit(code, id).then_some(id));
+    }
+    let id = match code.find(&key) {
+        Some(id) => id,
+        None => match code.build(key, x.ram, x.cpu.model) {
+            Some(id) => id,
+            None => return Ok(None),
+        },
+    };
+    code.note_recent(id);
+    Ok(x.inside_limit(code, id).then_some(id))
+}
+
+impl Ctx<'_> {
+    /// Linear address of the next instruction.
+    fn linear_rip(&self) -> u64 {
+        if self.cpu.is_64() {
+            self.cpu.rip
+        } else {
+            self.cpu.seg(Seg::Cs).base.wrapping_add(self.cpu.rip) & 0xffff_ffff
+        }
+    }
+
+    /// Linear address of RIP after the checks of a fetch of `bytes`.
+    fn check_fetch(&self, bytes: u64) -> Exec<u64> {
+        let ok = if self.cpu.is_64() {
+            canonical(self.cpu.rip) && canonical(self.cpu.rip.wrapping_add(bytes - 1))
+        } else {
+            self.cpu.rip + (bytes - 1) <= u64::from(self.cpu.seg(Seg::Cs).limit)
+        };
+        if ok { Ok(self.linear_rip()) } else { Err(GP0) }
+    }
+
+    /// Whether all of a block lies below the limit of CS.
+    fn inside_limit(&self, code: &CodeCache, id: BlockId) -> bool {
+        let block = &code.blocks[id as usize];
+        self.cpu.is_64()
+            || block.key.rip + u64::from(block.bytes) - 1 <= u64::from(self.cpu.seg(Seg::Cs).limit)
+    }
+
+    /// Decodes the instruction at RIP from memory, across pages and from devices.
+    fn decode(&mut self) -> Exec<Instruction> {
+        let mut bytes = [0u8; 15];
+        let mut have = 0;
+        let rip = self.cpu.rip;
+        let linear = self.check_fetch(1)?;
+        loop {
+            // One page at a time, and the second only when the first does not hold it all.
+            let at = linear.wrapping_add(have as u64);
+            let more = (0x1000 - (at & 0xfff) as usize).min(15 - have);
+            let (offset, physical) = self.code_at(at)?;
+            let into = &mut bytes[have..have + more];
+            match offset {
+                Some(offset) => into.copy_from_slice(&self.ram.bytes()[offset..offset + more]),
+                None => {
+                    let mut piece = [0; 15];
+                    self.load_physical(physical, &mut piece[..more]);
+                    bytes[have..have + more].copy_from_slice(&piece[..more]);
+                }
+            }
+            have += more;
+            let options = self.cpu.model.decoder_options();
+            let bits = self.cpu.code_size.bits();
+            let mut decoder = Decoder::with_ip(bits, &bytes[..have], rip, options);
+            let instruction = decoder.decode();
+            if decoder.last_error() != DecoderError::NoMoreBytes {
+                self.check_fetch(instruction.len() as u64)?;
+                return Ok(instruction);
+            }
+            if have == 15 {
+                // Longer than any instruction may be.
+                return Err(GP0);
+            }
+        }
+    }
+}
+
+/// Executes one instruction through the checked path. Takes one tick, or what a repeated string
+/// instruction takes.
+fn step(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>) -> Exec {
+    let before = *left;
+    let rip = x.cpu.rip;
+    let outcome = step_inner(x, left, tracer);
+    if outcome.is_err() {
+        x.cpu.rip = rip;
+        if *left == before {
+            *left -= 1;
+        }
+    }
+    outcome
+}
+
+fn step_inner(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>) -> Exec {
+    // The shadows last for one instruction, whose own may follow.
+    let in_shadow = x.cpu.sti_shadow || x.cpu.mov_ss_shadow;
+    if in_shadow {
+        (x.cpu.sti_shadow, x.cpu.mov_ss_shadow) = (false, false);
+        x.cpu.leave_block = true;
+    }
+    let linear = x.linear_rip();
+    if let Some(fault) = debug::instruction_breakpoint(x.cpu, linear) {
+        return Err(fault.into());
+    }
+    let i = x.decode()?;
+    if let Some((tracer, vcpu)) = tracer {
+        let state = x.cpu.save();
+        tracer(&Traced {
+            vcpu,
+            now: x.now,
+            instruction: &i,
+            state,
+        });
+    }
+    let single_step = x.cpu.flags.rest & bit::TF != 0;
+    let resume = x.cpu.flags.rest & bit::RF != 0;
+    x.cpu.rip = i.next_ip();
+    if !x.cpu.model.allows(&i) {
+        return Err(UD);
+    }
+    if exec::is_repeated(&i) {
+        // Singly while each iteration may trap.
+        let mut budget = if x.cpu.careful { 1 } else { *left };
+        let all = budget;
+        exec::repeat(x, &i, &mut budget)?;
+        *left -= all - budget;
+    } else {
+        exec::execute(x, &i)?;
+        *left -= 1;
+    }
+    if resume && !exec::sets_resume_flag(&i) {
+        x.cpu.flags.rest &= !bit::RF;
+        x.cpu.refresh();
+    }
+    if single_step {
+        x.cpu.pending_debug |= debug::SINGLE_STEP;
+    }
+    if x.cpu.pending_debug != 0 {
+        x.cpu.leave_block = true;
+    }
+    Ok(())
+}
+
+impl Vcpu {
+    /// Whether it has an instruction to execute or an event to take. `intr`: the 8259 asks.
+    fn can_run(&self, intr: bool) -> bool {
+        match self.activity {
+            Activity::Active => true,
+            Activity::Halted => {
+                self.apic.init_waiting()
+                    || self.pending_debug != 0
+                    || self.apic.nmi_waiting() && !self.nmi_blocked
+                    || self.flags.rest & bit::IF != 0 && self.interrupt_waiting(intr)
+            }
+            Activity::WaitForSipi => self.apic.init_waiting() || self.apic.sipi_waiting(),
+            Activity::Shutdown => self.apic.init_waiting() || self.apic.nmi_waiting(),
+        }
+    }
+
+    fn interrupt_waiting(&self, intr: bool) -> bool {
+        self.apic.pending_vector().is_some()
+            || self.apic.extint_waiting()
+            || intr && self.apic.extint_enabled()
+    }
+}
+
+/// Takes what is due before the next instruction, in the order of Vol. 3A, "Priority Among
+/// Concurrent Events". False when the vCPU has nothing to execute.
+fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
+    if x.cpu.apic.take_init() {
+        x.cpu.init();
+    }
+    if x.cpu.activity == Activity::WaitForSipi {
+        let Some(vector) = x.cpu.apic.take_sipi() else {
+            return Ok(false);
+        };
+        x.cpu.start_up(vector);
+    }
+    if let Some(fault) = debug::pending_trap(x.cpu) {
+        x.cpu.activity = Activity::Active;
+        interrupt::raise(x, fault)?;
+    }
+    if x.cpu.apic.nmi_waiting() && !x.cpu.nmi_blocked && !x.cpu.mov_ss_shadow {
+        x.cpu.apic.take_nmi();
+        x.cpu.activity = Activity::Active;
+        interrupt::nmi(x)?;
+    }
+    let intr = boot_cpu && x.bus.intr();
+    if x.cpu.flags.rest & bit::IF != 0
+        && !x.cpu.sti_shadow
+        && !x.cpu.mov_ss_shadow
+        && x.cpu.interrupt_waiting(intr)
+    {
+        let vector = if x.cpu.apic.pending_vector().is_some() {
+            x.cpu.apic.acknowledge()
+        } else {
+            x.cpu.apic.take_extint();
+            x.bus.acknowledge(x.now)
+        };
+        x.cpu.activity = Activity::Active;
+        interrupt::external(x, vector)?;
+        // Only one; the handler starts with IF clear, or takes the next before its first instruction.
+        x.cpu.leave_block = true;
+    }
+    Ok(x.cpu.activity == Activity::Active)
+}
