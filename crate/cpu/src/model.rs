@@ -88,6 +88,7 @@ features! {
     Bmi2 7/0 Ebx 8;
     Erms 7/0 Ebx 9;
     Invpcid 7/0 Ebx 10;
+    FcsFdsDeprecated 7/0 Ebx 13;
     Rdseed 7/0 Ebx 18;
     Adx 7/0 Ebx 19;
     Smap 7/0 Ebx 20, cr::CR4_SMAP;
@@ -140,6 +141,7 @@ const BASELINE: u128 = {
     use Feature::*;
     set(&[
         Fpu,
+        FcsFdsDeprecated,
         De,
         Pse,
         Tsc,

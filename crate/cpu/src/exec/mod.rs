@@ -15,6 +15,8 @@ mod shift;
 mod sse;
 mod stack;
 pub(crate) mod string;
+mod x87;
+mod xsave;
 
 use iced_x86::{Instruction, Mnemonic};
 

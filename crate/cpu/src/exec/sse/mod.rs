@@ -7,9 +7,10 @@ mod moves;
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
+use crate::exec::x87;
 use crate::mem::Ctx;
 use crate::paging::Access;
-use crate::trap::{Exec, GP0, Trap};
+use crate::trap::{Exec, GP0};
 use lanes::Vector;
 
 /// Executes `i` if it is one of these.
@@ -128,7 +129,7 @@ pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
             binary(x, i, |a, b, bytes| n::palignr(a, b, bytes, count))
         }
 
-        _ => Err(Trap::Unimplemented("instruction")),
+        _ => x87::execute(x, i),
     }
 }
 
