@@ -95,6 +95,8 @@ pub struct Traced<'a> {
     pub now: Tick,
     /// The instruction; its `ip()` is RIP.
     pub instruction: &'a Instruction,
+    /// Its bytes.
+    pub bytes: &'a [u8],
     /// State before it.
     pub state: VcpuState,
 }
@@ -494,8 +496,9 @@ impl Ctx<'_> {
             || block.key.rip + u64::from(block.bytes) - 1 <= u64::from(self.cpu.seg(Seg::Cs).limit)
     }
 
-    /// Decodes the instruction at RIP from memory, across pages and from devices.
-    fn decode(&mut self) -> Exec<Instruction> {
+    /// Decodes the instruction at RIP from memory, across pages and from devices. Its bytes come
+    /// along.
+    fn decode(&mut self) -> Exec<(Instruction, [u8; 15])> {
         let mut bytes = [0u8; 15];
         let mut have = 0;
         let rip = self.cpu.rip;
@@ -521,7 +524,7 @@ impl Ctx<'_> {
             let instruction = decoder.decode();
             if decoder.last_error() != DecoderError::NoMoreBytes {
                 self.check_fetch(instruction.len() as u64)?;
-                return Ok(instruction);
+                return Ok((instruction, bytes));
             }
             if have == 15 {
                 // Longer than any instruction may be.
@@ -557,13 +560,14 @@ fn step_inner(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>)
     if let Some(fault) = debug::instruction_breakpoint(x.cpu, linear) {
         return Err(fault.into());
     }
-    let i = x.decode()?;
+    let (i, bytes) = x.decode()?;
     if let Some((tracer, vcpu)) = tracer {
         let state = x.cpu.save();
         tracer(&Traced {
             vcpu,
             now: x.now,
             instruction: &i,
+            bytes: &bytes[..i.len()],
             state,
         });
     }
