@@ -1,20 +1,576 @@
-//! Delivery of exceptions and interrupts (Vol. 3A, "Interrupt and Exception Handling").
+//! Delivery of exceptions and interrupts (Vol. 3A, "Interrupt and Exception Handling",
+//! "Exception and Interrupt Handling in 64-bit Mode"; Vol. 2, INT n).
 
-use crate::mem::Ctx;
+use crate::descriptor::{Descriptor, is_null, kind, selector_code};
+use crate::flags::bit;
+use crate::mem::{Ctx, canonical};
+use crate::seg::{Stack, null_segment};
+use crate::state::Activity;
 use crate::trap::{Exec, Fault, Trap};
+use crate::vcpu::{Seg, reg};
+
+/// DR6: general detect.
+pub(crate) const DR6_BD: u64 = 1 << 13;
+/// DR6: single step.
+pub(crate) const DR6_BS: u64 = 1 << 14;
+/// DR6: task switch.
+pub(crate) const DR6_BT: u64 = 1 << 15;
+/// DR7: general detect enable.
+pub(crate) const DR7_GD: u64 = 1 << 13;
+
+const NMI: u8 = 2;
+const DOUBLE_FAULT: u8 = 8;
+
+/// What is being delivered.
+#[derive(Clone, Copy)]
+struct Event {
+    vector: u8,
+    error_code: Option<u16>,
+    /// INT n, INT3 or INTO: the gate's DPL counts, and error codes have EXT clear.
+    software: bool,
+    /// Pushed RFLAGS have RF set.
+    resume: bool,
+}
+
+impl Event {
+    fn ext(self) -> u16 {
+        u16::from(!self.software)
+    }
+
+    /// Error code naming this event's gate.
+    fn gate_code(self) -> u16 {
+        u16::from(self.vector) << 3 | 2 | self.ext()
+    }
+}
+
+/// Class of an exception for the double-fault rule (Vol. 3A, "Interrupt 8").
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Benign,
+    Contributory,
+    Page,
+    Double,
+}
+
+fn class(fault: Fault) -> Class {
+    match fault {
+        Fault::Divide
+        | Fault::InvalidTss(_)
+        | Fault::NotPresent(_)
+        | Fault::Stack(_)
+        | Fault::GeneralProtection(_) => Class::Contributory,
+        Fault::Page { .. } => Class::Page,
+        Fault::DoubleFault => Class::Double,
+        _ => Class::Benign,
+    }
+}
+
+/// What follows when delivering `first` met `second`; `None` is shutdown.
+fn combine(first: Fault, second: Fault) -> Option<Fault> {
+    use Class::{Benign, Contributory, Double, Page};
+    match (class(first), class(second)) {
+        (Double, Contributory | Page) => None,
+        (Contributory, Contributory) | (Page, Contributory | Page) => Some(Fault::DoubleFault),
+        (Benign | Contributory | Page | Double, _) => Some(second),
+    }
+}
 
 /// Delivers an exception; RIP is that of the instruction (or past it, for traps). A second fault
 /// on the way is handled as the manual says, up to `Trap::TripleFault`.
-pub(crate) fn raise(_x: &mut Ctx, _fault: Fault) -> Exec {
-    Err(Trap::Unimplemented("exception delivery"))
+pub(crate) fn raise(x: &mut Ctx, fault: Fault) -> Exec {
+    let mut fault = fault;
+    // Benign faults may follow each other (#DB while delivering #AC, ..), but not for ever.
+    for _ in 0..8 {
+        note(x, fault);
+        let event = Event {
+            vector: fault.vector(),
+            error_code: fault.error_code(),
+            software: false,
+            resume: resumes(fault),
+        };
+        match deliver(x, event) {
+            Err(Trap::Fault(second)) => {
+                // Also where it ends in a double fault.
+                if let Fault::Page { address, .. } = second {
+                    x.cpu.cr2 = address;
+                }
+                match combine(fault, second) {
+                    Some(next) => fault = next,
+                    None => return Err(Trap::TripleFault),
+                }
+            }
+            done => return done,
+        }
+    }
+    Err(Trap::TripleFault)
+}
+
+/// What an exception leaves in registers before it is delivered.
+fn note(x: &mut Ctx, fault: Fault) {
+    match fault {
+        Fault::Page { address, .. } => x.cpu.cr2 = address,
+        Fault::Debug(bits) => {
+            x.cpu.dr6 = if bits & 0xf != 0 {
+                x.cpu.dr6 & !0xf | bits
+            } else {
+                x.cpu.dr6 | bits
+            };
+            x.cpu.dr7 &= !DR7_GD;
+        }
+        _ => {}
+    }
+    x.cpu.pending_debug = 0;
+}
+
+/// Whether the return address is that of the faulting instruction, so that RF must keep an
+/// instruction breakpoint there from matching again (Vol. 3A, "Masking Instruction Breakpoints").
+fn resumes(fault: Fault) -> bool {
+    match fault {
+        // Breakpoints and single step push RF as it is; general detect is a fault like others.
+        Fault::Debug(bits) => bits & DR6_BD != 0,
+        _ => true,
+    }
 }
 
 /// Delivers a maskable hardware interrupt.
-pub(crate) fn external(_x: &mut Ctx, _vector: u8) -> Exec {
-    Err(Trap::Unimplemented("interrupt delivery"))
+pub(crate) fn external(x: &mut Ctx, vector: u8) -> Exec {
+    from_outside(x, vector)
 }
 
-/// Delivers a non-maskable interrupt.
-pub(crate) fn nmi(_x: &mut Ctx) -> Exec {
-    Err(Trap::Unimplemented("interrupt delivery"))
+/// Delivers a non-maskable interrupt; further ones are blocked until IRET.
+pub(crate) fn nmi(x: &mut Ctx) -> Exec {
+    x.cpu.nmi_blocked = true;
+    from_outside(x, NMI)
+}
+
+fn from_outside(x: &mut Ctx, vector: u8) -> Exec {
+    let event = Event {
+        vector,
+        error_code: None,
+        software: false,
+        resume: false,
+    };
+    match deliver(x, event) {
+        Err(Trap::Fault(fault)) => raise(x, fault),
+        done => done,
+    }
+}
+
+/// INT n, INT3 and INTO, as part of the instruction: a fault is the instruction's own.
+pub(crate) fn software(x: &mut Ctx, vector: u8) -> Exec {
+    let event = Event {
+        vector,
+        error_code: None,
+        software: true,
+        resume: false,
+    };
+    deliver(x, event)
+}
+
+/// INT1 (ICEBP): a #DB trap that says nothing in DR6 and ignores the gate's DPL.
+pub(crate) fn icebp(x: &mut Ctx) -> Exec {
+    x.cpu.dr7 &= !DR7_GD;
+    let event = Event {
+        vector: 1,
+        error_code: None,
+        software: false,
+        resume: false,
+    };
+    deliver(x, event)
+}
+
+fn deliver(x: &mut Ctx, event: Event) -> Exec {
+    if x.cpu.flags.rest & bit::VM != 0 {
+        return Err(Trap::Unimplemented("event in virtual-8086 mode"));
+    }
+    if !x.cpu.protected() {
+        deliver_real(x, event)?;
+    } else if x.cpu.long_mode() {
+        deliver_long(x, event)?;
+    } else {
+        deliver_protected(x, event)?;
+    }
+    x.cpu.activity = Activity::Active;
+    x.cpu.sti_shadow = false;
+    x.cpu.mov_ss_shadow = false;
+    Ok(())
+}
+
+fn pushed_flags(x: &Ctx, event: Event) -> u64 {
+    x.cpu.flags.get() | if event.resume { bit::RF } else { 0 }
+}
+
+/// RFLAGS bits that every handler starts without.
+const CLEARED: u64 = bit::TF | bit::NT | bit::RF | bit::VM;
+
+fn deliver_real(x: &mut Ctx, event: Event) -> Exec {
+    let at = u64::from(event.vector) * 4;
+    if at + 3 > u64::from(x.cpu.idtr.limit) {
+        return Err(Fault::GeneralProtection(event.gate_code()).into());
+    }
+    let entry = u32::from_le_bytes(x.load_system(x.cpu.idtr.base.wrapping_add(at))?);
+    let (selector, rip) = ((entry >> 16) as u16, u64::from(entry as u16));
+    if rip > u64::from(x.cpu.seg(Seg::Cs).limit) {
+        return Err(Fault::GeneralProtection(0).into());
+    }
+    let mut stack = x.current_stack(0);
+    stack.push(x, 2, x.cpu.flags.get())?;
+    stack.push(x, 2, u64::from(x.cpu.seg(Seg::Cs).selector))?;
+    stack.push(x, 2, x.cpu.rip)?;
+    x.cpu.gpr[reg::RSP] = stack.rsp;
+    x.cpu.set_real_segment(Seg::Cs, selector);
+    x.cpu.rip = rip;
+    x.cpu.flags.rest &= !(CLEARED | bit::IF | bit::AC);
+    x.cpu.refresh();
+    Ok(())
+}
+
+/// The gate of an event, with the checks common to all modes.
+fn gate(x: &mut Ctx, event: Event, size: u64, kinds: &[u8]) -> Exec<Descriptor> {
+    let fault = Fault::GeneralProtection(event.gate_code());
+    let at = u64::from(event.vector) * size;
+    if at + size - 1 > u64::from(x.cpu.idtr.limit) {
+        return Err(fault.into());
+    }
+    let linear = x.cpu.idtr.base.wrapping_add(at);
+    let gate = Descriptor(u64::from_le_bytes(x.load_system(linear)?));
+    let wrong_kind = !gate.is_system() || !kinds.contains(&gate.kind());
+    if wrong_kind || event.software && gate.dpl() < x.cpu.cpl {
+        return Err(fault.into());
+    }
+    if !gate.present() {
+        return Err(Fault::NotPresent(event.gate_code()).into());
+    }
+    if gate.kind() == kind::TASK_GATE {
+        return Err(Trap::Unimplemented("task gate"));
+    }
+    Ok(gate)
+}
+
+/// The handler's code segment and the privilege it runs at.
+fn handler(x: &mut Ctx, event: Event, selector: u16) -> Exec<(Descriptor, u8)> {
+    let ext = event.ext();
+    if is_null(selector) {
+        return Err(Fault::GeneralProtection(ext).into());
+    }
+    let code = selector_code(selector) | ext;
+    let fault = Fault::GeneralProtection(code);
+    let descriptor = x.descriptor(selector, fault)?;
+    let long = x.cpu.long_mode();
+    if !descriptor.is_code() || descriptor.dpl() > x.cpu.cpl || long && !descriptor.is_long_code() {
+        return Err(fault.into());
+    }
+    if !descriptor.present() {
+        return Err(Fault::NotPresent(code).into());
+    }
+    let cpl = if descriptor.is_conforming() {
+        x.cpu.cpl
+    } else {
+        descriptor.dpl()
+    };
+    Ok((descriptor, cpl))
+}
+
+fn deliver_protected(x: &mut Ctx, event: Event) -> Exec {
+    const KINDS: [u8; 5] = [
+        kind::TASK_GATE,
+        kind::INTERRUPT16,
+        kind::TRAP16,
+        kind::INTERRUPT,
+        kind::TRAP,
+    ];
+    let gate = gate(x, event, 8, &KINDS)?;
+    let ext = event.ext();
+    let (descriptor, cpl) = handler(x, event, gate.gate_selector())?;
+    let size = if gate.kind() & 8 != 0 { 4 } else { 2 };
+    let inner = cpl != x.cpu.cpl;
+    let mut stack = if inner {
+        let (ss, rsp) = x.inner_stack(cpl, ext)?;
+        if is_null(ss) {
+            return Err(Fault::InvalidTss(ext).into());
+        }
+        let segment = x.stack_segment_ext(ss, cpl, Fault::InvalidTss, ext)?;
+        Stack::in_segment(segment, rsp, selector_code(ss) | ext)
+    } else {
+        x.current_stack(ext)
+    };
+    let (old_ss, old_rsp) = (x.cpu.seg(Seg::Ss).selector, x.cpu.gpr[reg::RSP]);
+    let frame = [
+        inner.then_some(u64::from(old_ss)),
+        inner.then_some(old_rsp),
+        Some(pushed_flags(x, event)),
+        Some(u64::from(x.cpu.seg(Seg::Cs).selector)),
+        Some(x.cpu.rip),
+        event.error_code.map(u64::from),
+    ];
+    push_frame(x, &mut stack, cpl, size, frame)?;
+    let offset = gate.gate_offset();
+    x.check_entry(descriptor, offset, ext)?;
+    let segment = x.accessed(gate.gate_selector(), descriptor)?;
+    *x.cpu.seg_mut(Seg::Ss) = stack.ss;
+    enter(x, gate, stack.rsp, segment, cpl, offset);
+    Ok(())
+}
+
+fn push_frame(
+    x: &mut Ctx,
+    stack: &mut Stack,
+    cpl: u8,
+    size: usize,
+    frame: [Option<u64>; 6],
+) -> Exec {
+    x.at_privilege(cpl, |x| {
+        frame
+            .into_iter()
+            .flatten()
+            .try_for_each(|value| stack.push(x, size, value))
+    })
+}
+
+fn enter(
+    x: &mut Ctx,
+    gate: Descriptor,
+    rsp: u64,
+    segment: crate::state::SegmentState,
+    cpl: u8,
+    rip: u64,
+) {
+    x.cpu.gpr[reg::RSP] = rsp;
+    // Interrupt gates have an even type, trap gates an odd one.
+    let masked = if gate.kind() & 1 == 0 { bit::IF } else { 0 };
+    x.cpu.flags.rest &= !(CLEARED | masked);
+    x.enter_code(segment, cpl, rip);
+}
+
+fn deliver_long(x: &mut Ctx, event: Event) -> Exec {
+    let gate = gate(x, event, 16, &[kind::INTERRUPT, kind::TRAP])?;
+    let ext = event.ext();
+    let high_at = x
+        .cpu
+        .idtr
+        .base
+        .wrapping_add(u64::from(event.vector) * 16 + 8);
+    let high = u32::from_le_bytes(x.load_system(high_at)?);
+    let (descriptor, cpl) = handler(x, event, gate.gate_selector())?;
+    let offset = gate.gate_offset() | u64::from(high) << 32;
+    if !canonical(offset) {
+        return Err(Fault::GeneralProtection(ext).into());
+    }
+    const RSP0: u64 = 4;
+    const IST1: u64 = 0x24;
+    let inner = cpl != x.cpu.cpl;
+    let rsp = match gate.gate_ist() {
+        0 if inner => x.tss_stack_pointer(RSP0 + 8 * u64::from(cpl), ext)?,
+        0 => x.cpu.gpr[reg::RSP],
+        n => x.tss_stack_pointer(IST1 + 8 * (n - 1), ext)?,
+    };
+    let ss = if inner {
+        null_segment(u16::from(cpl), cpl)
+    } else {
+        *x.cpu.seg(Seg::Ss)
+    };
+    let mut stack = Stack {
+        ss,
+        rsp: rsp & !0xf,
+        width: 8,
+        code: ext,
+    };
+    let frame = [
+        Some(u64::from(x.cpu.seg(Seg::Ss).selector)),
+        Some(x.cpu.gpr[reg::RSP]),
+        Some(pushed_flags(x, event)),
+        Some(u64::from(x.cpu.seg(Seg::Cs).selector)),
+        Some(x.cpu.rip),
+        event.error_code.map(u64::from),
+    ];
+    push_frame(x, &mut stack, cpl, 8, frame)?;
+    let segment = x.accessed(gate.gate_selector(), descriptor)?;
+    *x.cpu.seg_mut(Seg::Ss) = stack.ss;
+    enter(x, gate, stack.rsp, segment, cpl, offset);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{CODE, Fixture, IST1, STACK, STACK0, TSS, sel};
+    use crate::trap::GP0;
+    use crate::vcpu::CodeSize;
+
+    const GP: Fault = Fault::GeneralProtection(0x18);
+    const INT64: u8 = 0x8e;
+    const TRAP64: u8 = 0x8f;
+
+    #[test]
+    fn real_mode_pushes_three_words_and_uses_the_vector_table() {
+        let mut f = Fixture::real();
+        f.cpu.idtr.base = 0;
+        f.cpu.idtr.limit = 0x3ff;
+        f.poke(0x21 * 4, 0x1234_5678);
+        f.cpu.set_rflags(bit::FIXED | bit::IF | bit::TF | bit::CF);
+        f.with(|x| software(x, 0x21)).unwrap();
+        assert_eq!(f.cpu.rip, 0x5678);
+        assert_eq!(f.cpu.seg(Seg::Cs).base, 0x12340);
+        assert_eq!(f.cpu.gpr[reg::RSP], 0xfff8);
+        assert_eq!(f.peek16(0xfff8), CODE as u16);
+        assert_eq!(f.peek16(0xfffc), 0x303);
+        assert_eq!(f.cpu.flags.get(), bit::FIXED | bit::CF);
+    }
+
+    #[test]
+    fn an_interrupt_from_user_mode_switches_to_the_stack_of_the_tss() {
+        let mut f = Fixture::long();
+        f.gate(0x30, sel::CODE0, 0x7000, INT64, 0);
+        f.enter(3);
+        f.cpu.set_rflags(bit::FIXED | bit::IF | bit::NT | bit::AC);
+        f.with(|x| external(x, 0x30)).unwrap();
+        assert_eq!(f.cpu.rip, 0x7000);
+        assert_eq!((f.cpu.cpl, f.cpu.seg(Seg::Cs).selector), (0, sel::CODE0));
+        assert_eq!(f.cpu.seg(Seg::Ss).selector, 0);
+        assert_eq!(f.cpu.gpr[reg::RSP], STACK0 - 40);
+        let frame: [u64; 5] = core::array::from_fn(|n| f.peek(STACK0 - 40 + 8 * n as u64));
+        let flags = bit::FIXED | bit::IF | bit::NT | bit::AC;
+        assert_eq!(
+            frame,
+            [CODE, sel::CODE3.into(), flags, STACK, sel::DATA3.into()]
+        );
+        assert_eq!(f.cpu.flags.get(), bit::FIXED | bit::AC);
+    }
+
+    #[test]
+    fn a_fault_pushes_rf_and_its_code_and_ist_is_aligned() {
+        let mut f = Fixture::long();
+        f.gate(13, sel::CODE0, 0x7000, TRAP64, 1);
+        f.cpu.set_rflags(bit::FIXED | bit::IF);
+        f.with(|x| raise(x, GP)).unwrap();
+        let top = (IST1 & !0xf) - 48;
+        assert_eq!(f.cpu.gpr[reg::RSP], top);
+        assert_eq!(f.peek(top), 0x18);
+        assert_eq!(f.peek(top + 24), bit::FIXED | bit::IF | bit::RF);
+        assert_eq!(f.peek(top + 32), STACK);
+        // A trap gate leaves IF; SS stays where the level does.
+        assert_eq!(f.cpu.flags.get(), bit::FIXED | bit::IF);
+        assert_eq!(f.cpu.seg(Seg::Ss).selector, sel::DATA0);
+    }
+
+    #[test]
+    fn protected_mode_pushes_the_outer_stack_and_changes_level() {
+        let mut f = Fixture::protected();
+        f.gate(14, sel::CODE0, 0x1_7000, INT64, 0);
+        f.enter(3);
+        let fault = Fault::Page {
+            address: 0xabc,
+            code: 6,
+        };
+        f.with(|x| raise(x, fault)).unwrap();
+        assert_eq!(f.cpu.cr2, 0xabc);
+        assert_eq!((f.cpu.rip, f.cpu.cpl), (0x1_7000, 0));
+        assert_eq!(f.cpu.seg(Seg::Ss).selector, sel::DATA0);
+        assert_eq!(f.cpu.gpr[reg::RSP], STACK0 - 24);
+        let frame: [u32; 6] = core::array::from_fn(|n| f.peek32(STACK0 - 24 + 4 * n as u64));
+        assert_eq!(
+            frame,
+            [
+                6,
+                CODE as u32,
+                sel::CODE3.into(),
+                (bit::FIXED | bit::RF) as u32,
+                STACK as u32,
+                sel::DATA3.into()
+            ]
+        );
+    }
+
+    #[test]
+    fn a_conforming_handler_keeps_the_level_and_stack() {
+        let mut f = Fixture::protected();
+        f.gate(3, sel::CONFORMING, 0x7000, 0xee, 0);
+        f.enter(3);
+        f.with(|x| software(x, 3)).unwrap();
+        assert_eq!((f.cpu.cpl, f.cpu.gpr[reg::RSP]), (3, STACK - 12));
+        assert_eq!(f.cpu.seg(Seg::Cs).selector, sel::CONFORMING | 3);
+        assert_eq!(f.cpu.code_size, CodeSize::Bits32);
+    }
+
+    #[test]
+    fn error_codes_carry_the_gate_and_ext_only_for_outside_events() {
+        let mut f = Fixture::long();
+        f.gate(0x40, sel::CODE0, 0x7000, INT64, 0);
+        f.enter(3);
+        let code = |vector: u16| Err(Trap::Fault(Fault::GeneralProtection(vector << 3 | 2)));
+        assert_eq!(f.with(|x| software(x, 0x40)), code(0x40)); // DPL 0
+        f.cpu.idtr.limit = 0x30f;
+        assert_eq!(f.with(|x| software(x, 0x31)), code(0x31)); // beyond the table
+        f.gate(0x20, sel::CODE0, 0x7000, 0x6e, 0);
+        assert_eq!(
+            f.with(|x| software(x, 0x20)),
+            Err(Trap::Fault(Fault::NotPresent(0x102)))
+        );
+        // The same from outside becomes #NP with EXT, which has no gate: #GP, then #DF, then off.
+        assert_eq!(f.with(|x| external(x, 0x20)), Err(Trap::TripleFault));
+        f.gate(11, sel::CODE0, 0x7000, INT64, 0);
+        f.with(|x| external(x, 0x20)).unwrap();
+        assert_eq!(f.peek(f.cpu.gpr[reg::RSP]), 0x103);
+    }
+
+    #[test]
+    fn a_page_fault_while_delivering_a_page_fault_is_a_double_fault() {
+        let mut f = Fixture::long();
+        f.gate(8, sel::CODE0, 0x7000, INT64, 1);
+        f.gate(14, sel::CODE0, 0x7100, INT64, 0);
+        f.cpu.gpr[reg::RSP] = 0x40_0000; // not mapped
+        let fault = Fault::Page {
+            address: 0x1234,
+            code: 0,
+        };
+        f.with(|x| raise(x, fault)).unwrap();
+        assert_eq!(f.cpu.rip, 0x7000);
+        assert_eq!(f.cpu.cr2, 0x3f_fff8);
+        assert_eq!(f.peek(f.cpu.gpr[reg::RSP]), 0);
+        assert_eq!(f.peek(f.cpu.gpr[reg::RSP] + 32), 0x40_0000);
+    }
+
+    #[test]
+    fn a_page_fault_while_delivering_a_contributory_fault_is_delivered() {
+        let mut f = Fixture::long();
+        f.gate(13, sel::CODE0, 0x7000, INT64, 0);
+        f.gate(14, sel::CODE0, 0x7100, INT64, 1);
+        f.cpu.gpr[reg::RSP] = 0x40_0000;
+        f.with(|x| raise(x, GP)).unwrap();
+        assert_eq!(f.cpu.rip, 0x7100);
+    }
+
+    #[test]
+    fn failed_delivery_changes_no_register() {
+        let mut f = Fixture::long();
+        f.gate(0x30, sel::CODE0, 1 << 47, INT64, 0);
+        f.enter(3);
+        f.cpu.set_rflags(bit::FIXED | bit::IF);
+        let before = f.cpu.save();
+        assert_eq!(
+            f.with(|x| software(x, 0x30)),
+            Err(Trap::Fault(Fault::GeneralProtection(0x182)))
+        );
+        f.gate(0x30, sel::CODE0, 1 << 47, 0xee, 0);
+        assert_eq!(f.with(|x| software(x, 0x30)), Err(GP0));
+        f.gate(0x30, sel::CODE0, 0x7000, 0xee, 0);
+        f.poke(TSS + 4, 1 << 47);
+        assert_eq!(
+            f.with(|x| software(x, 0x30)),
+            Err(Trap::Fault(Fault::Stack(0)))
+        );
+        assert_eq!(f.cpu.save(), before);
+    }
+
+    #[test]
+    fn debug_exceptions_report_in_dr6_and_disarm_general_detect() {
+        let mut f = Fixture::long();
+        f.gate(1, sel::CODE0, 0x7000, INT64, 0);
+        f.cpu.dr6 |= 0xf;
+        f.cpu.dr7 |= DR7_GD;
+        f.with(|x| raise(x, Fault::Debug(2))).unwrap();
+        assert_eq!(f.cpu.dr6, 0xffff_0ff2);
+        assert_eq!(f.cpu.dr7 & DR7_GD, 0);
+        assert_eq!(f.peek(f.cpu.gpr[reg::RSP] + 16) & bit::RF, 0);
+    }
 }

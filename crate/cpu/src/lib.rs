@@ -11,6 +11,7 @@ mod apic;
 mod block;
 mod bus;
 mod debug;
+mod descriptor;
 mod exec;
 mod flags;
 mod fpu;
@@ -24,7 +25,10 @@ mod paging;
 mod processor;
 mod ram;
 mod save;
+mod seg;
 mod state;
+#[cfg(test)]
+mod testing;
 mod tlb;
 mod trap;
 mod vcpu;
