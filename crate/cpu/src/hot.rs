@@ -10,6 +10,7 @@ use crate::flags::{Flags, Width};
 use crate::lower::alu::*;
 use crate::lower::{Code, Op};
 use crate::mem::{Ctx, canonical};
+use crate::ram::Ram;
 use crate::trap::{Exec, UD};
 use crate::vcpu::{Vcpu, reg};
 
@@ -94,38 +95,36 @@ fn alu<T: Width, const OP: u8>(flags: &mut Flags, a: u64, b: u64) -> u64 {
 
 /// Loads behind a TLB hit.
 #[inline(always)]
-fn load<T: Width>(x: &Ctx, linear: u64) -> Option<u64> {
-    let offset = x
-        .cpu
+fn load<T: Width>(cpu: &Vcpu, ram: &Ram, linear: u64) -> Option<u64> {
+    let offset = cpu
         .tlb
-        .read_offset(linear, u64::from(T::BITS / 8), x.cpu.tlb_key)?;
-    Some(fetch::<T>(x, offset))
+        .read_offset(linear, u64::from(T::BITS / 8), cpu.tlb_key)?;
+    Some(fetch::<T>(ram, offset))
 }
 
 #[inline(always)]
-fn fetch<T: Width>(x: &Ctx, offset: usize) -> u64 {
+fn fetch<T: Width>(ram: &Ram, offset: usize) -> u64 {
     match T::BITS {
-        8 => u64::from(x.ram.get::<1>(offset)[0]),
-        16 => u64::from(u16::from_le_bytes(x.ram.get(offset))),
-        32 => u64::from(u32::from_le_bytes(x.ram.get(offset))),
-        _ => u64::from_le_bytes(x.ram.get(offset)),
+        8 => u64::from(ram.get::<1>(offset)[0]),
+        16 => u64::from(u16::from_le_bytes(ram.get(offset))),
+        32 => u64::from(u32::from_le_bytes(ram.get(offset))),
+        _ => u64::from_le_bytes(ram.get(offset)),
     }
 }
 
 #[inline(always)]
-fn writable<T: Width>(x: &Ctx, linear: u64) -> Option<usize> {
-    x.cpu
-        .tlb
-        .write_offset(linear, u64::from(T::BITS / 8), x.cpu.tlb_key)
+fn writable<T: Width>(cpu: &Vcpu, linear: u64) -> Option<usize> {
+    cpu.tlb
+        .write_offset(linear, u64::from(T::BITS / 8), cpu.tlb_key)
 }
 
 #[inline(always)]
-fn store<T: Width>(x: &mut Ctx, offset: usize, value: u64) {
+fn store<T: Width>(ram: &mut Ram, offset: usize, value: u64) {
     match T::BITS {
-        8 => x.ram.put(offset, [value as u8]),
-        16 => x.ram.put(offset, (value as u16).to_le_bytes()),
-        32 => x.ram.put(offset, (value as u32).to_le_bytes()),
-        _ => x.ram.put(offset, value.to_le_bytes()),
+        8 => ram.put(offset, [value as u8]),
+        16 => ram.put(offset, (value as u16).to_le_bytes()),
+        32 => ram.put(offset, (value as u32).to_le_bytes()),
+        _ => ram.put(offset, value.to_le_bytes()),
     }
 }
 
@@ -166,6 +165,9 @@ fn shift<T: Width>(flags: &mut Flags, kind: u8, value: u64, count: u32) -> u64 {
 )]
 pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64) -> Exec<Next> {
     let end = x.now + *left;
+    // Taken apart, so that the parts can stay in host registers.
+    let (cpu, ram, now) = (&mut *x.cpu, &mut *x.ram, &mut x.now);
+    let bus = &mut *x.bus;
     'blocks: loop {
         let block = &code.blocks[id as usize];
         let count = u64::from(block.instructions);
@@ -191,9 +193,9 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
         // Leaves the block through its last instruction to an address only known now.
         macro_rules! indirect {
             ($target:expr) => {{
-                x.cpu.rip = $target;
+                cpu.rip = $target;
                 *left -= count;
-                match lookup(code, x, block.key.size) {
+                match lookup(code, cpu, block.key.size) {
                     Some(next) => {
                         id = next;
                         continue 'blocks;
@@ -208,14 +210,20 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                 () => {{
                     let at = u64::from(op.at);
                     let i = &code.instructions[first + usize::from(op.at)];
-                    x.cpu.rip = i.next_ip();
-                    x.now = end - *left + at;
+                    cpu.rip = i.next_ip();
+                    *now = end - *left + at;
+                    let x = &mut Ctx {
+                        cpu: &mut *cpu,
+                        ram: &mut *ram,
+                        bus: &mut *bus,
+                        now: *now,
+                    };
                     if let Err(trap) = exec::execute(x, i) {
-                        x.cpu.rip = i.ip();
+                        cpu.rip = i.ip();
                         *left -= at + 1;
                         return Err(trap);
                     }
-                    if x.cpu.leave_block || at + 1 == count {
+                    if cpu.leave_block || at + 1 == count {
                         *left -= at + 1;
                         return Ok(Next::Lookup);
                     }
@@ -224,7 +232,7 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
             }
             macro_rules! load {
                 ($w:ty, $linear:expr) => {
-                    match load::<$w>(x, $linear) {
+                    match load::<$w>(cpu, ram, $linear) {
                         Some(value) => value,
                         None => cold!(),
                     }
@@ -232,7 +240,7 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
             }
             macro_rules! writable {
                 ($w:ty, $linear:expr) => {
-                    match writable::<$w>(x, $linear) {
+                    match writable::<$w>(cpu, $linear) {
                         Some(offset) => offset,
                         None => cold!(),
                     }
@@ -240,50 +248,50 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
             }
             macro_rules! rr {
                 ($w:ty, $op:ident) => {{
-                    let (a, b) = (get(x.cpu, op.dst), get(x.cpu, op.src));
-                    let r = alu::<$w, $op>(&mut x.cpu.flags, a, b);
+                    let (a, b) = (get(cpu, op.dst), get(cpu, op.src));
+                    let r = alu::<$w, $op>(&mut cpu.flags, a, b);
                     if $op < CMP {
-                        put::<$w>(x.cpu, op.dst, r);
+                        put::<$w>(cpu, op.dst, r);
                     }
                 }};
             }
             macro_rules! ri {
                 ($w:ty, $op:ident) => {{
-                    let a = get(x.cpu, op.dst);
-                    let r = alu::<$w, $op>(&mut x.cpu.flags, a, op.imm);
+                    let a = get(cpu, op.dst);
+                    let r = alu::<$w, $op>(&mut cpu.flags, a, op.imm);
                     if $op < CMP {
-                        put::<$w>(x.cpu, op.dst, r);
+                        put::<$w>(cpu, op.dst, r);
                     }
                 }};
             }
             macro_rules! rm {
                 ($w:ty, $op:ident) => {{
-                    let b = load!($w, address(x.cpu, op));
-                    let a = get(x.cpu, op.dst);
-                    let r = alu::<$w, $op>(&mut x.cpu.flags, a, b);
+                    let b = load!($w, address(cpu, op));
+                    let a = get(cpu, op.dst);
+                    let r = alu::<$w, $op>(&mut cpu.flags, a, b);
                     if $op < CMP {
-                        put::<$w>(x.cpu, op.dst, r);
+                        put::<$w>(cpu, op.dst, r);
                     }
                 }};
             }
             macro_rules! to_memory {
                 ($w:ty, $op:ident, $b:expr) => {{
-                    let linear = address(x.cpu, op);
+                    let linear = address(cpu, op);
                     let b = $b;
                     if $op >= CMP {
                         let a = load!($w, linear);
-                        alu::<$w, $op>(&mut x.cpu.flags, a, b);
+                        alu::<$w, $op>(&mut cpu.flags, a, b);
                     } else {
                         let offset = writable!($w, linear);
-                        let a = fetch::<$w>(x, offset);
-                        let r = alu::<$w, $op>(&mut x.cpu.flags, a, b);
-                        store::<$w>(x, offset, r);
+                        let a = fetch::<$w>(ram, offset);
+                        let r = alu::<$w, $op>(&mut cpu.flags, a, b);
+                        store::<$w>(ram, offset, r);
                     }
                 }};
             }
             macro_rules! mr {
                 ($w:ty, $op:ident) => {
-                    to_memory!($w, $op, get(x.cpu, op.src))
+                    to_memory!($w, $op, get(cpu, op.src))
                 };
             }
             macro_rules! mi {
@@ -293,93 +301,93 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
             }
             macro_rules! mov_rr {
                 ($w:ty) => {{
-                    let value = get(x.cpu, op.src);
-                    put::<$w>(x.cpu, op.dst, value)
+                    let value = get(cpu, op.src);
+                    put::<$w>(cpu, op.dst, value)
                 }};
             }
             macro_rules! mov_ri {
                 ($w:ty) => {
-                    put::<$w>(x.cpu, op.dst, op.imm)
+                    put::<$w>(cpu, op.dst, op.imm)
                 };
             }
             macro_rules! mov_rm {
                 ($w:ty) => {{
-                    let value = load!($w, address(x.cpu, op));
-                    put::<$w>(x.cpu, op.dst, value)
+                    let value = load!($w, address(cpu, op));
+                    put::<$w>(cpu, op.dst, value)
                 }};
             }
             macro_rules! mov_mr {
                 ($w:ty) => {{
-                    let offset = writable!($w, address(x.cpu, op));
-                    let value = get(x.cpu, op.src);
-                    store::<$w>(x, offset, value)
+                    let offset = writable!($w, address(cpu, op));
+                    let value = get(cpu, op.src);
+                    store::<$w>(ram, offset, value)
                 }};
             }
             macro_rules! mov_mi {
                 ($w:ty) => {{
-                    let offset = writable!($w, address(x.cpu, op));
-                    store::<$w>(x, offset, op.imm)
+                    let offset = writable!($w, address(cpu, op));
+                    store::<$w>(ram, offset, op.imm)
                 }};
             }
             // MOVZX and MOVSX: from width $from, sign-extended or not, to width $to.
             macro_rules! extend_rr {
                 ($from:ty, $to:ty, $signed:expr) => {{
-                    let value = get(x.cpu, op.src);
+                    let value = get(cpu, op.src);
                     let value = if $signed {
                         <$from>::sign_extend(value)
                     } else {
                         low::<$from>(value)
                     };
-                    put::<$to>(x.cpu, op.dst, value)
+                    put::<$to>(cpu, op.dst, value)
                 }};
             }
             macro_rules! extend_rm {
                 ($from:ty, $to:ty, $signed:expr) => {{
-                    let value = load!($from, address(x.cpu, op));
+                    let value = load!($from, address(cpu, op));
                     let value = if $signed {
                         <$from>::sign_extend(value)
                     } else {
                         value
                     };
-                    put::<$to>(x.cpu, op.dst, value)
+                    put::<$to>(cpu, op.dst, value)
                 }};
             }
             macro_rules! step_r {
                 ($w:ty, $method:ident, $by:expr) => {{
-                    let a = get(x.cpu, op.dst);
+                    let a = get(cpu, op.dst);
                     let r = a.wrapping_add($by);
-                    x.cpu.flags.$method::<$w>(a, r);
-                    put::<$w>(x.cpu, op.dst, r)
+                    cpu.flags.$method::<$w>(a, r);
+                    put::<$w>(cpu, op.dst, r)
                 }};
             }
             macro_rules! step_m {
                 ($w:ty, $method:ident, $by:expr) => {{
-                    let offset = writable!($w, address(x.cpu, op));
-                    let a = fetch::<$w>(x, offset);
+                    let offset = writable!($w, address(cpu, op));
+                    let a = fetch::<$w>(ram, offset);
                     let r = a.wrapping_add($by);
-                    x.cpu.flags.$method::<$w>(a, r);
-                    store::<$w>(x, offset, r)
+                    cpu.flags.$method::<$w>(a, r);
+                    store::<$w>(ram, offset, r)
                 }};
             }
             macro_rules! shift_by {
                 ($w:ty, $kind:expr, $count:expr) => {{
                     let count = $count as u32 & (<$w>::BITS - 1);
                     if count != 0 {
-                        let value = get(x.cpu, op.dst);
-                        let r = shift::<$w>(&mut x.cpu.flags, $kind, value, count);
-                        put::<$w>(x.cpu, op.dst, r);
+                        let value = get(cpu, op.dst);
+                        let r = shift::<$w>(&mut cpu.flags, $kind, value, count);
+                        put::<$w>(cpu, op.dst, r);
                     } else if <$w>::BITS == 32 {
                         // A count of zero still clears the upper half.
-                        let value = get(x.cpu, op.dst);
-                        put::<$w>(x.cpu, op.dst, value);
+                        let value = get(cpu, op.dst);
+                        put::<$w>(cpu, op.dst, value);
                     }
                 }};
             }
             macro_rules! rotate {
                 ($w:ty, $left:expr) => {{
-                    let value = get(x.cpu, op.dst) as $w;
+                    let value = get(cpu, op.dst) as $w;
                     let count = op.imm as u32;
-                    let flags = &mut x.cpu.flags;
+                    let flags = &mut cpu.flags;
                     let top = |r: $w| r >> (<$w>::BITS - 1) & 1 != 0;
                     let (r, cf, of) = if $left {
                         let r = value.rotate_left(count);
@@ -389,40 +397,40 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                         (r, top(r), top(r) ^ top(r << 1))
                     };
                     flags.set_cf_of(cf, of);
-                    put::<$w>(x.cpu, op.dst, r as u64)
+                    put::<$w>(cpu, op.dst, r as u64)
                 }};
             }
             macro_rules! imul {
                 ($w:ty, $s:ty, $a:expr, $b:expr) => {{
                     let (a, b) = ($a as $s, $b as $s);
                     let (r, overflow) = a.overflowing_mul(b);
-                    x.cpu.flags.shift::<$w>(r as u64, overflow, overflow);
-                    put::<$w>(x.cpu, op.dst, r as u64)
+                    cpu.flags.shift::<$w>(r as u64, overflow, overflow);
+                    put::<$w>(cpu, op.dst, r as u64)
                 }};
             }
             macro_rules! bit_test {
                 ($w:ty, $bit:expr) => {{
                     let bit = $bit & u64::from(<$w>::BITS - 1);
-                    let cf = get(x.cpu, op.dst) >> bit & 1 != 0;
-                    x.cpu.flags.set_cf(cf)
+                    let cf = get(cpu, op.dst) >> bit & 1 != 0;
+                    cpu.flags.set_cf(cf)
                 }};
             }
             macro_rules! push {
                 ($value:expr) => {{
-                    let top = x.cpu.gpr[reg::RSP].wrapping_sub(8);
+                    let top = cpu.gpr[reg::RSP].wrapping_sub(8);
                     let offset = writable!(u64, top);
                     let value = $value;
-                    store::<u64>(x, offset, value);
-                    x.cpu.gpr[reg::RSP] = top;
+                    store::<u64>(ram, offset, value);
+                    cpu.gpr[reg::RSP] = top;
                 }};
             }
             macro_rules! branch {
                 ($taken:expr) => {{
                     if $taken {
-                        x.cpu.rip = op.imm;
+                        cpu.rip = op.imm;
                         follow!(1)
                     } else {
-                        x.cpu.rip = start.wrapping_add(u64::from(op.next));
+                        cpu.rip = start.wrapping_add(u64::from(op.next));
                         follow!(0)
                     }
                 }};
@@ -451,16 +459,22 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                 Code::Cold => cold!(),
                 Code::Undefined => {
                     let i = &code.instructions[first + usize::from(op.at)];
-                    x.cpu.rip = i.ip();
+                    cpu.rip = i.ip();
                     *left -= u64::from(op.at) + 1;
                     return Err(UD);
                 }
                 Code::Repeat => {
                     let at = u64::from(op.at);
                     let i = &code.instructions[first + usize::from(op.at)];
-                    x.cpu.rip = i.next_ip();
-                    x.now = end - *left + at;
+                    cpu.rip = i.next_ip();
+                    *now = end - *left + at;
                     *left -= at;
+                    let x = &mut Ctx {
+                        cpu: &mut *cpu,
+                        ram: &mut *ram,
+                        bus: &mut *bus,
+                        now: *now,
+                    };
                     return exec::repeat(x, i, left).map(|()| Next::Lookup);
                 }
                 Code::Nop => {}
@@ -679,12 +693,12 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                 Code::Movsx64Rr32 => extend_rr!(u32, u64, true),
                 Code::Movsx64Rm32 => extend_rm!(u32, u64, true),
                 Code::Lea32 => {
-                    let value = address(x.cpu, op);
-                    put::<u32>(x.cpu, op.dst, value)
+                    let value = address(cpu, op);
+                    put::<u32>(cpu, op.dst, value)
                 }
                 Code::Lea64 => {
-                    let value = address(x.cpu, op);
-                    put::<u64>(x.cpu, op.dst, value)
+                    let value = address(cpu, op);
+                    put::<u64>(cpu, op.dst, value)
                 }
                 Code::IncR8 => step_r!(u8, inc, 1),
                 Code::IncR32 => step_r!(u32, inc, 1),
@@ -697,22 +711,22 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                 Code::DecM32 => step_m!(u32, dec, !0),
                 Code::DecM64 => step_m!(u64, dec, !0),
                 Code::NegR32 => {
-                    let b = get(x.cpu, op.dst);
-                    let r = alu::<u32, SUB>(&mut x.cpu.flags, 0, b);
-                    put::<u32>(x.cpu, op.dst, r)
+                    let b = get(cpu, op.dst);
+                    let r = alu::<u32, SUB>(&mut cpu.flags, 0, b);
+                    put::<u32>(cpu, op.dst, r)
                 }
                 Code::NegR64 => {
-                    let b = get(x.cpu, op.dst);
-                    let r = alu::<u64, SUB>(&mut x.cpu.flags, 0, b);
-                    put::<u64>(x.cpu, op.dst, r)
+                    let b = get(cpu, op.dst);
+                    let r = alu::<u64, SUB>(&mut cpu.flags, 0, b);
+                    put::<u64>(cpu, op.dst, r)
                 }
                 Code::NotR32 => {
-                    let r = !get(x.cpu, op.dst);
-                    put::<u32>(x.cpu, op.dst, r)
+                    let r = !get(cpu, op.dst);
+                    put::<u32>(cpu, op.dst, r)
                 }
                 Code::NotR64 => {
-                    let r = !get(x.cpu, op.dst);
-                    put::<u64>(x.cpu, op.dst, r)
+                    let r = !get(cpu, op.dst);
+                    put::<u64>(cpu, op.dst, r)
                 }
                 Code::ShlRi32 => shift_by!(u32, 0, op.imm),
                 Code::ShlRi64 => shift_by!(u64, 0, op.imm),
@@ -720,176 +734,174 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                 Code::ShrRi64 => shift_by!(u64, 1, op.imm),
                 Code::SarRi32 => shift_by!(u32, 2, op.imm),
                 Code::SarRi64 => shift_by!(u64, 2, op.imm),
-                Code::ShlRc32 => shift_by!(u32, 0, x.cpu.gpr[reg::RCX]),
-                Code::ShlRc64 => shift_by!(u64, 0, x.cpu.gpr[reg::RCX]),
-                Code::ShrRc32 => shift_by!(u32, 1, x.cpu.gpr[reg::RCX]),
-                Code::ShrRc64 => shift_by!(u64, 1, x.cpu.gpr[reg::RCX]),
-                Code::SarRc32 => shift_by!(u32, 2, x.cpu.gpr[reg::RCX]),
-                Code::SarRc64 => shift_by!(u64, 2, x.cpu.gpr[reg::RCX]),
+                Code::ShlRc32 => shift_by!(u32, 0, cpu.gpr[reg::RCX]),
+                Code::ShlRc64 => shift_by!(u64, 0, cpu.gpr[reg::RCX]),
+                Code::ShrRc32 => shift_by!(u32, 1, cpu.gpr[reg::RCX]),
+                Code::ShrRc64 => shift_by!(u64, 1, cpu.gpr[reg::RCX]),
+                Code::SarRc32 => shift_by!(u32, 2, cpu.gpr[reg::RCX]),
+                Code::SarRc64 => shift_by!(u64, 2, cpu.gpr[reg::RCX]),
                 Code::RolRi32 => rotate!(u32, true),
                 Code::RolRi64 => rotate!(u64, true),
                 Code::RorRi32 => rotate!(u32, false),
                 Code::RorRi64 => rotate!(u64, false),
-                Code::ImulRr32 => imul!(u32, i32, get(x.cpu, op.dst), get(x.cpu, op.src)),
-                Code::ImulRr64 => imul!(u64, i64, get(x.cpu, op.dst), get(x.cpu, op.src)),
+                Code::ImulRr32 => imul!(u32, i32, get(cpu, op.dst), get(cpu, op.src)),
+                Code::ImulRr64 => imul!(u64, i64, get(cpu, op.dst), get(cpu, op.src)),
                 Code::ImulRm32 => {
-                    let b = load!(u32, address(x.cpu, op));
-                    imul!(u32, i32, get(x.cpu, op.dst), b)
+                    let b = load!(u32, address(cpu, op));
+                    imul!(u32, i32, get(cpu, op.dst), b)
                 }
                 Code::ImulRm64 => {
-                    let b = load!(u64, address(x.cpu, op));
-                    imul!(u64, i64, get(x.cpu, op.dst), b)
+                    let b = load!(u64, address(cpu, op));
+                    imul!(u64, i64, get(cpu, op.dst), b)
                 }
-                Code::ImulRri32 => imul!(u32, i32, get(x.cpu, op.src), op.imm),
-                Code::ImulRri64 => imul!(u64, i64, get(x.cpu, op.src), op.imm),
+                Code::ImulRri32 => imul!(u32, i32, get(cpu, op.src), op.imm),
+                Code::ImulRri64 => imul!(u64, i64, get(cpu, op.src), op.imm),
                 Code::XchgRr32 => {
-                    let (a, b) = (get(x.cpu, op.dst), get(x.cpu, op.src));
-                    put::<u32>(x.cpu, op.dst, b);
-                    put::<u32>(x.cpu, op.src, a)
+                    let (a, b) = (get(cpu, op.dst), get(cpu, op.src));
+                    put::<u32>(cpu, op.dst, b);
+                    put::<u32>(cpu, op.src, a)
                 }
                 Code::XchgRr64 => {
-                    let (a, b) = (get(x.cpu, op.dst), get(x.cpu, op.src));
-                    put::<u64>(x.cpu, op.dst, b);
-                    put::<u64>(x.cpu, op.src, a)
+                    let (a, b) = (get(cpu, op.dst), get(cpu, op.src));
+                    put::<u64>(cpu, op.dst, b);
+                    put::<u64>(cpu, op.src, a)
                 }
                 Code::BtRi32 => bit_test!(u32, op.imm),
                 Code::BtRi64 => bit_test!(u64, op.imm),
-                Code::BtRr32 => bit_test!(u32, get(x.cpu, op.src)),
-                Code::BtRr64 => bit_test!(u64, get(x.cpu, op.src)),
-                Code::Cdqe => x.cpu.gpr[reg::RAX] = u32::sign_extend(x.cpu.gpr[reg::RAX]),
-                Code::Cwde => {
-                    x.cpu.gpr[reg::RAX] = u16::sign_extend(x.cpu.gpr[reg::RAX]) as u32 as u64
-                }
-                Code::Cdq => x.cpu.gpr[reg::RDX] = (x.cpu.gpr[reg::RAX] as i32 >> 31) as u32 as u64,
-                Code::Cqo => x.cpu.gpr[reg::RDX] = (x.cpu.gpr[reg::RAX] as i64 >> 63) as u64,
+                Code::BtRr32 => bit_test!(u32, get(cpu, op.src)),
+                Code::BtRr64 => bit_test!(u64, get(cpu, op.src)),
+                Code::Cdqe => cpu.gpr[reg::RAX] = u32::sign_extend(cpu.gpr[reg::RAX]),
+                Code::Cwde => cpu.gpr[reg::RAX] = u16::sign_extend(cpu.gpr[reg::RAX]) as u32 as u64,
+                Code::Cdq => cpu.gpr[reg::RDX] = (cpu.gpr[reg::RAX] as i32 >> 31) as u32 as u64,
+                Code::Cqo => cpu.gpr[reg::RDX] = (cpu.gpr[reg::RAX] as i64 >> 63) as u64,
                 Code::BswapR32 => {
-                    let r = (get(x.cpu, op.dst) as u32).swap_bytes() as u64;
-                    put::<u32>(x.cpu, op.dst, r)
+                    let r = (get(cpu, op.dst) as u32).swap_bytes() as u64;
+                    put::<u32>(cpu, op.dst, r)
                 }
                 Code::BswapR64 => {
-                    let r = get(x.cpu, op.dst).swap_bytes();
-                    put::<u64>(x.cpu, op.dst, r)
+                    let r = get(cpu, op.dst).swap_bytes();
+                    put::<u64>(cpu, op.dst, r)
                 }
-                Code::PushR => push!(get(x.cpu, op.src)),
+                Code::PushR => push!(get(cpu, op.src)),
                 Code::PushI => push!(op.imm),
                 Code::PushM => {
-                    let value = load!(u64, address(x.cpu, op));
+                    let value = load!(u64, address(cpu, op));
                     push!(value)
                 }
                 Code::PopR => {
-                    let top = x.cpu.gpr[reg::RSP];
+                    let top = cpu.gpr[reg::RSP];
                     let value = load!(u64, top);
-                    x.cpu.gpr[reg::RSP] = top.wrapping_add(8);
-                    put::<u64>(x.cpu, op.dst, value)
+                    cpu.gpr[reg::RSP] = top.wrapping_add(8);
+                    put::<u64>(cpu, op.dst, value)
                 }
                 Code::Leave => {
-                    let frame = x.cpu.gpr[reg::RBP];
+                    let frame = cpu.gpr[reg::RBP];
                     let value = load!(u64, frame);
-                    x.cpu.gpr[reg::RSP] = frame.wrapping_add(8);
-                    x.cpu.gpr[reg::RBP] = value;
+                    cpu.gpr[reg::RSP] = frame.wrapping_add(8);
+                    cpu.gpr[reg::RBP] = value;
                 }
                 Code::SetR => {
-                    let met = x.cpu.flags.condition(op.imm as u8) as u64;
-                    put::<u8>(x.cpu, op.dst, met)
+                    let met = cpu.flags.condition(op.imm as u8) as u64;
+                    put::<u8>(cpu, op.dst, met)
                 }
                 Code::CmovR32 => {
-                    let from = if x.cpu.flags.condition(op.imm as u8) {
+                    let from = if cpu.flags.condition(op.imm as u8) {
                         op.src
                     } else {
                         op.dst
                     };
-                    let value = get(x.cpu, from);
-                    put::<u32>(x.cpu, op.dst, value)
+                    let value = get(cpu, from);
+                    put::<u32>(cpu, op.dst, value)
                 }
                 Code::CmovR64 => {
-                    let from = if x.cpu.flags.condition(op.imm as u8) {
+                    let from = if cpu.flags.condition(op.imm as u8) {
                         op.src
                     } else {
                         op.dst
                     };
-                    let value = get(x.cpu, from);
-                    put::<u64>(x.cpu, op.dst, value)
+                    let value = get(cpu, from);
+                    put::<u64>(cpu, op.dst, value)
                 }
                 Code::JmpRel => branch!(true),
-                Code::JmpR => jump!(get(x.cpu, op.src)),
-                Code::JmpM => jump!(load!(u64, address(x.cpu, op))),
+                Code::JmpR => jump!(get(cpu, op.src)),
+                Code::JmpM => jump!(load!(u64, address(cpu, op))),
                 Code::CallRel => {
                     push!(start.wrapping_add(u64::from(op.next)));
                     branch!(true)
                 }
-                Code::CallR => call!(get(x.cpu, op.src)),
-                Code::CallM => call!(load!(u64, address(x.cpu, op))),
+                Code::CallR => call!(get(cpu, op.src)),
+                Code::CallM => call!(load!(u64, address(cpu, op))),
                 Code::Ret => {
-                    let top = x.cpu.gpr[reg::RSP];
+                    let top = cpu.gpr[reg::RSP];
                     let target = load!(u64, top);
                     if !canonical(target) {
                         cold!();
                     }
-                    x.cpu.gpr[reg::RSP] = top.wrapping_add(8);
+                    cpu.gpr[reg::RSP] = top.wrapping_add(8);
                     indirect!(target)
                 }
-                Code::JO => branch!(x.cpu.flags.condition(0)),
-                Code::JNo => branch!(x.cpu.flags.condition(1)),
-                Code::JB => branch!(x.cpu.flags.condition(2)),
-                Code::JAe => branch!(x.cpu.flags.condition(3)),
-                Code::JE => branch!(x.cpu.flags.condition(4)),
-                Code::JNe => branch!(x.cpu.flags.condition(5)),
-                Code::JBe => branch!(x.cpu.flags.condition(6)),
-                Code::JA => branch!(x.cpu.flags.condition(7)),
-                Code::JS => branch!(x.cpu.flags.condition(8)),
-                Code::JNs => branch!(x.cpu.flags.condition(9)),
-                Code::JP => branch!(x.cpu.flags.condition(10)),
-                Code::JNp => branch!(x.cpu.flags.condition(11)),
-                Code::JL => branch!(x.cpu.flags.condition(12)),
-                Code::JGe => branch!(x.cpu.flags.condition(13)),
-                Code::JLe => branch!(x.cpu.flags.condition(14)),
-                Code::JG => branch!(x.cpu.flags.condition(15)),
+                Code::JO => branch!(cpu.flags.condition(0)),
+                Code::JNo => branch!(cpu.flags.condition(1)),
+                Code::JB => branch!(cpu.flags.condition(2)),
+                Code::JAe => branch!(cpu.flags.condition(3)),
+                Code::JE => branch!(cpu.flags.condition(4)),
+                Code::JNe => branch!(cpu.flags.condition(5)),
+                Code::JBe => branch!(cpu.flags.condition(6)),
+                Code::JA => branch!(cpu.flags.condition(7)),
+                Code::JS => branch!(cpu.flags.condition(8)),
+                Code::JNs => branch!(cpu.flags.condition(9)),
+                Code::JP => branch!(cpu.flags.condition(10)),
+                Code::JNp => branch!(cpu.flags.condition(11)),
+                Code::JL => branch!(cpu.flags.condition(12)),
+                Code::JGe => branch!(cpu.flags.condition(13)),
+                Code::JLe => branch!(cpu.flags.condition(14)),
+                Code::JG => branch!(cpu.flags.condition(15)),
                 Code::MovXm => {
-                    if !x.cpu.sse_ready {
+                    if !cpu.sse_ready {
                         cold!();
                     }
-                    let linear = address(x.cpu, op);
-                    let Some(offset) = x.cpu.tlb.read_offset(linear, 16, x.cpu.tlb_key) else {
+                    let linear = address(cpu, op);
+                    let Some(offset) = cpu.tlb.read_offset(linear, 16, cpu.tlb_key) else {
                         cold!()
                     };
-                    x.cpu.fpu.xmm[op.dst as usize & 15] = u128::from_le_bytes(x.ram.get(offset));
+                    cpu.fpu.xmm[op.dst as usize & 15] = u128::from_le_bytes(ram.get(offset));
                 }
                 Code::MovMx => {
-                    if !x.cpu.sse_ready {
+                    if !cpu.sse_ready {
                         cold!();
                     }
-                    let linear = address(x.cpu, op);
-                    let Some(offset) = x.cpu.tlb.write_offset(linear, 16, x.cpu.tlb_key) else {
+                    let linear = address(cpu, op);
+                    let Some(offset) = cpu.tlb.write_offset(linear, 16, cpu.tlb_key) else {
                         cold!()
                     };
-                    let value = x.cpu.fpu.xmm[op.src as usize & 15];
-                    x.ram.put(offset, value.to_le_bytes());
+                    let value = cpu.fpu.xmm[op.src as usize & 15];
+                    ram.put(offset, value.to_le_bytes());
                 }
                 Code::MovXx => {
-                    if !x.cpu.sse_ready {
+                    if !cpu.sse_ready {
                         cold!();
                     }
-                    x.cpu.fpu.xmm[op.dst as usize & 15] = x.cpu.fpu.xmm[op.src as usize & 15];
+                    cpu.fpu.xmm[op.dst as usize & 15] = cpu.fpu.xmm[op.src as usize & 15];
                 }
                 Code::PxorXx => {
-                    if !x.cpu.sse_ready {
+                    if !cpu.sse_ready {
                         cold!();
                     }
-                    x.cpu.fpu.xmm[op.dst as usize & 15] ^= x.cpu.fpu.xmm[op.src as usize & 15];
+                    cpu.fpu.xmm[op.dst as usize & 15] ^= cpu.fpu.xmm[op.src as usize & 15];
                 }
             }
         }
         // Past the last instruction without a branch: the block was full or its page ended.
-        x.cpu.rip = start.wrapping_add(u64::from(block.bytes));
+        cpu.rip = start.wrapping_add(u64::from(block.bytes));
         follow!(0);
     }
 }
 
 /// The block at RIP, where its translation and the block itself are at hand.
 #[inline(always)]
-fn lookup(code: &CodeCache, x: &Ctx, size: crate::vcpu::CodeSize) -> Option<BlockId> {
-    let rip = x.cpu.rip;
+fn lookup(code: &CodeCache, cpu: &Vcpu, size: crate::vcpu::CodeSize) -> Option<BlockId> {
+    let rip = cpu.rip;
     // Only 64-bit code comes here, where RIP is the linear address.
-    let offset = x.cpu.tlb.execute_offset(rip, x.cpu.tlb_key)?;
+    let offset = cpu.tlb.execute_offset(rip, cpu.tlb_key)?;
     code.recent(&Key { offset, rip, size })
 }

@@ -30,8 +30,6 @@ pub(crate) struct Entry {
     pub execute: u64,
     /// Offset in RAM of the page, less its linear address: add the linear address of a byte.
     pub addend: u64,
-    /// Bits of the linear address that the mapping covers: !0 << 12, << 21, << 22 or << 30.
-    pub span: u64,
 }
 
 /// Matches no tag: the key part is larger than any key.
@@ -41,7 +39,6 @@ const EMPTY: Entry = Entry {
     write: NEVER,
     execute: NEVER,
     addend: 0,
-    span: !0 << 12,
 };
 
 const SLOTS: usize = 1024;
@@ -50,6 +47,8 @@ const SPACES: u64 = 1 << 10;
 /// The TLB of one vCPU.
 pub(crate) struct Tlb {
     entries: Box<[Entry; SLOTS]>,
+    /// Bits of the linear address that name the page of each entry: !0 << 12, 21, 22 or 30.
+    spans: Box<[u64; SLOTS]>,
     /// Number of the address space of each PCID; 0 where it has none yet.
     spaces: Box<[u16]>,
     /// The current one.
@@ -72,6 +71,7 @@ impl Tlb {
         spaces[0] = 1;
         Tlb {
             entries: Box::new([EMPTY; SLOTS]),
+            spans: Box::new([!0 << 12; SLOTS]),
             spaces,
             space: 1,
             last: 1,
@@ -121,15 +121,13 @@ impl Tlb {
     pub fn fill(&mut self, linear: u64, key: u64, offset: usize, span: u64, access: [bool; 3]) {
         let page = linear & !0xfff;
         let tag = page | key;
-        let entry = &mut self.entries[slot(page, key)];
+        let slot = slot(page, key);
+        let entry = &mut self.entries[slot];
         let addend = (offset as u64 & !0xfff).wrapping_sub(page);
         let same = entry.addend == addend && (entry.read == tag || entry.execute == tag);
         if !same {
-            *entry = Entry {
-                addend,
-                span,
-                ..EMPTY
-            };
+            *entry = Entry { addend, ..EMPTY };
+            self.spans[slot] = span;
         }
         let [read, write, execute] = access;
         if read {
@@ -184,11 +182,11 @@ impl Tlb {
 
     /// INVLPG: forgets whatever maps `linear`, in every address space, with all parts of a large page.
     pub fn flush_page(&mut self, linear: u64) {
-        for entry in self.entries.iter_mut() {
+        for (entry, span) in self.entries.iter_mut().zip(self.spans.iter()) {
             let tag = [entry.read, entry.write, entry.execute]
                 .into_iter()
                 .find(|tag| *tag != NEVER);
-            if tag.is_some_and(|tag| (tag ^ linear) & entry.span & !0xfff == 0) {
+            if tag.is_some_and(|tag| (tag ^ linear) & span == 0) {
                 *entry = EMPTY;
             }
         }
