@@ -10,6 +10,7 @@ extern crate alloc;
 mod apic;
 mod block;
 mod bus;
+pub mod clock;
 mod debug;
 mod descriptor;
 mod exec;

@@ -234,7 +234,7 @@ impl Processor {
                 }
             }
             for cpu in &mut self.vcpus {
-                cpu.apic.advance(self.now);
+                cpu.apic.advance(self.now, &mut cpu.msrs);
             }
             self.route(bus);
             if self.now >= until {
@@ -258,6 +258,8 @@ impl Processor {
             let end = due.unwrap_or(Tick::MAX).max(self.now + 1).min(until);
             let budget = self.turn_left.min(end - self.now);
             let mut left = budget;
+            // Messages, timers or its own turn may have brought it something to take.
+            self.vcpus[runnable].leave_block = true;
             let pause = self.run_vcpu(ram, bus, &mut left);
             let used = budget - left;
             self.now += used;

@@ -139,8 +139,11 @@ impl VcpuState {
         state.fpu = self.fpu;
         state.msrs = MsrState {
             efer: 0,
+            tsc_deadline: 0,
             ..self.msrs
         };
+        // A start-up IPI that waits came after the INIT.
+        state.apic.sipi_pending = self.apic.sipi_pending;
         state.random_count = self.random_count;
         if self.msrs.apic_base & APIC_BASE_BSP != 0 {
             state.activity = Activity::Active;
@@ -320,7 +323,7 @@ impl Vcpu {
             dr7: 0,
             msrs: state.msrs,
             fpu: Fpu::load(&state.fpu),
-            apic: Apic::load(&state.apic),
+            apic: Apic::load(&state.apic, &state.msrs),
             cpl: 0,
             code_size: CodeSize::Bits16,
             careful: false,
@@ -407,7 +410,7 @@ impl Vcpu {
         self.dr7 = state.dr7;
         self.msrs = state.msrs;
         self.fpu = Fpu::load(&state.fpu);
-        self.apic = Apic::load(&state.apic);
+        self.apic = Apic::load(&state.apic, &state.msrs);
         self.activity = state.activity;
         self.sti_shadow = state.sti_shadow;
         self.mov_ss_shadow = state.mov_ss_shadow;
