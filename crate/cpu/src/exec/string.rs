@@ -288,3 +288,177 @@ fn room(offset: u64, shape: Shape) -> u64 {
         bytes => (mask(bytes) + 1 - offset) / shape.element as u64,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::Bus;
+    use crate::ram::Ram;
+    use crate::state::SegmentState;
+    use crate::trap::GP0;
+    use crate::vcpu::{Vcpu, rights};
+    use alloc::vec::Vec;
+    use iced_x86::{Decoder, DecoderOptions};
+
+    struct Nothing;
+    impl Bus for Nothing {
+        fn port_read(&mut self, _: &mut Ram, _: u64, _: u16, _: u8) -> u32 {
+            !0
+        }
+        fn port_write(&mut self, _: &mut Ram, _: u64, _: u16, _: u8, _: u32) {}
+        fn mmio_read(&mut self, _: &mut Ram, _: u64, _: u64, _: u8) -> u64 {
+            !0
+        }
+        fn mmio_write(&mut self, _: &mut Ram, _: u64, _: u64, _: u8, _: u64) {}
+        fn take_message(&mut self) -> Option<crate::InterruptMessage> {
+            None
+        }
+        fn end_of_interrupt(&mut self, _: u64, _: u8) {}
+        fn intr(&self) -> bool {
+            false
+        }
+        fn acknowledge(&mut self, _: u64) -> u8 {
+            0
+        }
+        fn deadline(&self) -> Option<u64> {
+            None
+        }
+        fn advance(&mut self, _: &mut Ram, _: u64) {}
+        fn stop_requested(&self) -> bool {
+            false
+        }
+    }
+
+    /// A flat 32-bit processor with data of known content.
+    fn machine(limit: u32) -> (Vcpu, Ram) {
+        let mut cpu = Vcpu::new(Default::default(), 0, 1);
+        let mut ram = Ram::new(0x10000).unwrap();
+        for (n, byte) in ram.bytes_mut().iter_mut().enumerate() {
+            *byte = (n * 7 + (n >> 8)) as u8;
+        }
+        for segment in &mut cpu.segments[..6] {
+            *segment = SegmentState {
+                selector: 8,
+                base: 0,
+                limit,
+                rights: 3 | rights::S | rights::PRESENT | rights::BIG,
+            };
+        }
+        cpu.refresh();
+        (cpu, ram)
+    }
+
+    /// Runs to the end by calls of at most `budget`; ticks used, or the trap.
+    fn run(cpu: &mut Vcpu, ram: &mut Ram, code: &[u8], budget: u64) -> Exec<u64> {
+        let i = Decoder::with_ip(32, code, 0x100, DecoderOptions::NONE).decode();
+        let mut ticks = 0;
+        loop {
+            cpu.rip = i.next_ip();
+            cpu.leave_block = false;
+            let mut x = Ctx {
+                cpu,
+                ram,
+                bus: &mut Nothing,
+                now: ticks,
+            };
+            let used = string(&mut x, &i, budget)?;
+            assert!(used <= budget);
+            ticks += used;
+            if cpu.rip != i.ip() {
+                return Ok(ticks);
+            }
+        }
+    }
+
+    #[test]
+    fn many_iterations_at_once_are_the_same_as_one_by_one() {
+        const MOVS: [&[u8]; 3] = [&[0xf3, 0xa4], &[0xf3, 0x66, 0xa5], &[0xf3, 0xa5]];
+        const STOS: [&[u8]; 3] = [&[0xf3, 0xaa], &[0xf3, 0x66, 0xab], &[0xf3, 0xab]];
+        // Source, destination, count: page crossings, overlaps both ways, closer than an element.
+        let shapes = [
+            (0x2000, 0x5000, 3000),
+            (0x2ffd, 0x5ffe, 3000),
+            (0x2000, 0x2001, 2500),
+            (0x2000, 0x2010, 2500),
+            (0x2010, 0x2000, 2500),
+            (0x2003, 0x2000, 2500),
+            (0x2000, 0x2ff3, 1),
+            (0x2000, 0x3000, 0),
+        ];
+        for code in MOVS.into_iter().chain(STOS) {
+            for (from, to, count) in shapes {
+                let results: Vec<_> = [1, 7, 100_000]
+                    .into_iter()
+                    .map(|budget| {
+                        let (mut cpu, mut ram) = machine(0xffff_ffff);
+                        cpu.gpr[RSI] = from;
+                        cpu.gpr[RDI] = to;
+                        cpu.gpr[RCX] = count;
+                        cpu.gpr[RAX] = 0x1234_5678;
+                        let ticks = run(&mut cpu, &mut ram, code, budget);
+                        assert_eq!(ticks, Ok(count.max(1)));
+                        (
+                            cpu.gpr[RSI],
+                            cpu.gpr[RDI],
+                            cpu.gpr[RCX],
+                            ram.bytes().to_vec(),
+                        )
+                    })
+                    .collect();
+                assert!(
+                    results[0] == results[1] && results[0] == results[2],
+                    "{code:x?}"
+                );
+                assert_eq!(results[0].2, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_fault_leaves_the_registers_as_after_the_iterations_before_it() {
+        for budget in [1, 1000] {
+            let (mut cpu, mut ram) = machine(0x4fff);
+            cpu.gpr[RSI] = 0x2000;
+            cpu.gpr[RDI] = 0x4ff0;
+            cpu.gpr[RCX] = 100;
+            let before = ram.load::<16>(0x2000).unwrap();
+            let result = run(&mut cpu, &mut ram, &[0xf3, 0xa5], budget);
+            assert_eq!(result, Err(GP0));
+            assert_eq!(
+                (cpu.gpr[RSI], cpu.gpr[RDI], cpu.gpr[RCX]),
+                (0x2010, 0x5000, 96)
+            );
+            assert_eq!(ram.load::<16>(0x4ff0).unwrap(), before);
+        }
+    }
+
+    #[test]
+    fn a_store_over_decoded_code_ends_the_call() {
+        let (mut cpu, mut ram) = machine(0xffff_ffff);
+        ram.mark_code(0x5080, 16);
+        cpu.gpr[RDI] = 0x5000;
+        cpu.gpr[RCX] = 0x100;
+        let i = Decoder::with_ip(32, &[0xf3, 0xaa], 0x100, DecoderOptions::NONE).decode();
+        cpu.leave_block = false;
+        let mut x = Ctx {
+            cpu: &mut cpu,
+            ram: &mut ram,
+            bus: &mut Nothing,
+            now: 0,
+        };
+        assert_eq!(string(&mut x, &i, 1000), Ok(0x81));
+        assert!(ram.code_was_written());
+        assert_eq!((cpu.gpr[RCX], cpu.rip), (0x7f, 0x100));
+    }
+
+    #[test]
+    fn comparisons_stop_at_the_element_that_decides() {
+        let (mut cpu, mut ram) = machine(0xffff_ffff);
+        ram.write(0x3000, b"hypernest\0").unwrap();
+        cpu.gpr[RDI] = 0x3000;
+        cpu.gpr[RCX] = 0xffff_ffff;
+        assert_eq!(run(&mut cpu, &mut ram, &[0xf2, 0xae], 4), Ok(10));
+        assert_eq!(cpu.gpr[RDI], 0x300a);
+        assert!(cpu.flags.zf());
+    }
+}
