@@ -1,0 +1,138 @@
+//! The hot loop and the checked path must do the same to every bit of state.
+
+mod support;
+
+use hypernest_cpu::{Processor, Ram, VcpuState};
+use iced_x86::{Decoder, DecoderOptions, Instruction};
+use support::{CODE, DATA, Nothing, machine};
+
+/// xorshift64*.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[(self.next() % from.len() as u64) as usize]
+    }
+}
+
+/// One instruction that begins with an opcode of the hot forms.
+fn instruction(random: &mut Random) -> Vec<u8> {
+    loop {
+        let mut bytes = Vec::new();
+        if random.next().is_multiple_of(6) {
+            bytes.push(random.pick(&[0x66, 0x64, 0x65, 0xf2, 0xf3]));
+        }
+        if !random.next().is_multiple_of(3) {
+            bytes.push(0x40 | (random.next() & 0xf) as u8);
+        }
+        if random.next().is_multiple_of(3) {
+            bytes.push(0x0f);
+            bytes.push(random.pick(&[
+                0x10, 0x11, 0x28, 0x29, 0x57, 0x6f, 0x7f, 0xef, 0xa3, 0xaf, 0xb6, 0xb7, 0xba, 0xbe,
+                0xbf, 0x40, 0x42, 0x44, 0x46, 0x48, 0x4a, 0x4c, 0x4e, 0x90, 0x92, 0x94, 0x96, 0x98,
+                0x9a, 0x9c, 0x9e, 0xc8, 0xcb, 0x80, 0x82, 0x84, 0x86, 0x88, 0x8a, 0x8c, 0x8f, 0x1f,
+            ]));
+        } else {
+            bytes.push(match random.next() % 4 {
+                0 => (random.next() % 8 * 8 + random.next() % 6) as u8,
+                1 => random.pick(&[
+                    0x80, 0x81, 0x83, 0x84, 0x85, 0x87, 0x88, 0x89, 0x8a, 0x8b, 0x8d,
+                ]),
+                2 => random.pick(&[
+                    0x50, 0x53, 0x58, 0x5b, 0x63, 0x68, 0x69, 0x6a, 0x6b, 0x70, 0x73, 0x75, 0x78,
+                    0x7f, 0x90, 0x91, 0x98, 0x99, 0xa8, 0xa9, 0xb0, 0xb8, 0xc1, 0xd1, 0xd3, 0xc0,
+                    0xd0, 0xd2,
+                ]),
+                _ => random.pick(&[
+                    0xc3, 0xc6, 0xc7, 0xc9, 0xe8, 0xe9, 0xeb, 0xf6, 0xf7, 0xfe, 0xff,
+                ]),
+            });
+        }
+        bytes.extend(random.next().to_le_bytes());
+        if random.next() & 1 == 0 {
+            // A small displacement or immediate keeps the address near its base.
+            let len = bytes.len();
+            bytes[len - 6..].fill(0);
+        }
+        let mut decoder = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE);
+        let i: Instruction = decoder.decode();
+        if !i.is_invalid() && !i.is_privileged() {
+            bytes.truncate(i.len());
+            return bytes;
+        }
+    }
+}
+
+fn differences(a: &VcpuState, b: &VcpuState) -> String {
+    let (a, b) = (format!("{a:#x?}"), format!("{b:#x?}"));
+    a.lines()
+        .zip(b.lines())
+        .filter(|(a, b)| a != b)
+        .map(|(a, b)| format!("{a} | {b}\n"))
+        .collect()
+}
+
+fn start(random: &mut Random, state: &mut VcpuState) {
+    for gpr in &mut state.gpr {
+        *gpr = match random.next() % 4 {
+            0 => random.next(),
+            1 => random.next() % 64,
+            _ => DATA + random.next() % 0x4000,
+        };
+    }
+    state.gpr[4] = DATA + 0x8000 + random.next() % 0x100 * 8;
+    state.rflags = 2 | random.next() & 0x8d5;
+    for xmm in &mut state.fpu.xmm {
+        *xmm = u128::from(random.next()) << 64 | u128::from(random.next());
+    }
+    state.segments.fs.base = DATA + 0x1000;
+    state.segments.gs.base = DATA + 0x2000;
+}
+
+#[test]
+fn hot_operations_do_what_the_checked_path_does() {
+    let mut random = Random(0x1234_5678_9abc_def1);
+    let (mut hot, mut hot_ram) = machine(1, &[]);
+    let (mut checked, mut checked_ram) = machine(1, &[]);
+    // A tracer sends every instruction through the checked path.
+    checked.set_tracer(Some(Box::new(|_| ())));
+    let (_, fresh) = support::long_mode(&hot);
+    let mut completed = 0;
+    for _ in 0..60_000 {
+        let mut code = instruction(&mut random);
+        code.extend([0xeb, (-2 - code.len() as i64) as u8]);
+        let mut state = fresh.clone();
+        start(&mut random, &mut state);
+        let run = |processor: &mut Processor, ram: &mut Ram| {
+            ram.write(CODE, &code).unwrap();
+            processor.write_state(0, &state).unwrap();
+            // The instruction, a jump back, and the instruction again: the first time fills the
+            // TLB, so that the second stays in the hot loop.
+            let now = processor.now();
+            processor.run(ram, &mut Nothing, now + 3);
+            processor.read_state(0)
+        };
+        let a = run(&mut hot, &mut hot_ram);
+        let b = run(&mut checked, &mut checked_ram);
+        let mut decoder = Decoder::with_ip(64, &code, CODE, DecoderOptions::NONE);
+        let i = decoder.decode();
+        assert!(
+            a == b,
+            "{:?} {code:02x?}\nhot | checked\n{}",
+            i.code(),
+            differences(&a, &b)
+        );
+        completed += usize::from(!(support::HANDLERS..support::HANDLERS + 0x1000).contains(&a.rip));
+    }
+    assert!(hot_ram.bytes() == checked_ram.bytes(), "memory differs");
+    assert!(
+        completed > 30_000,
+        "only {completed} instructions completed without a fault"
+    );
+}
