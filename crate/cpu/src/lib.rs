@@ -15,6 +15,7 @@ mod debug;
 mod descriptor;
 mod exec;
 mod flags;
+mod float;
 mod fpu;
 mod hot;
 mod interrupt;

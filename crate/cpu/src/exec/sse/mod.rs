@@ -1,6 +1,8 @@
 //! MMX, SSE, SSE2, SSE3 and SSSE3. Each operation is one function over lanes, used for MMX and XMM
 //! registers alike; this file finds the operands.
 
+mod convert;
+pub(crate) mod float;
 mod integer;
 mod lanes;
 mod moves;
@@ -8,14 +10,18 @@ mod moves;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::exec::x87;
+use crate::float::Operation;
 use crate::mem::Ctx;
 use crate::paging::Access;
 use crate::trap::{Exec, GP0};
+use core::cmp::Ordering::{Greater, Less};
 use lanes::Vector;
 
 /// Executes `i` if it is one of these.
 pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
     use Mnemonic::*;
+    use Operation::{Add, Divide, Multiply, Subtract};
+    use float::Lanes::{All, Lowest};
     use integer as n;
     match i.mnemonic() {
         // ---- moves ----
@@ -128,6 +134,78 @@ pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
             let count = i.immediate8();
             binary(x, i, |a, b, bytes| n::palignr(a, b, bytes, count))
         }
+
+        // ---- floating point ----
+        Addps => float::arithmetic::<u32>(x, i, All, Add),
+        Addpd => float::arithmetic::<u64>(x, i, All, Add),
+        Addss => float::arithmetic::<u32>(x, i, Lowest, Add),
+        Addsd => float::arithmetic::<u64>(x, i, Lowest, Add),
+        Subps => float::arithmetic::<u32>(x, i, All, Subtract),
+        Subpd => float::arithmetic::<u64>(x, i, All, Subtract),
+        Subss => float::arithmetic::<u32>(x, i, Lowest, Subtract),
+        Subsd => float::arithmetic::<u64>(x, i, Lowest, Subtract),
+        Mulps => float::arithmetic::<u32>(x, i, All, Multiply),
+        Mulpd => float::arithmetic::<u64>(x, i, All, Multiply),
+        Mulss => float::arithmetic::<u32>(x, i, Lowest, Multiply),
+        Mulsd => float::arithmetic::<u64>(x, i, Lowest, Multiply),
+        Divps => float::arithmetic::<u32>(x, i, All, Divide),
+        Divpd => float::arithmetic::<u64>(x, i, All, Divide),
+        Divss => float::arithmetic::<u32>(x, i, Lowest, Divide),
+        Divsd => float::arithmetic::<u64>(x, i, Lowest, Divide),
+        Sqrtps => float::square_root::<u32>(x, i, All),
+        Sqrtpd => float::square_root::<u64>(x, i, All),
+        Sqrtss => float::square_root::<u32>(x, i, Lowest),
+        Sqrtsd => float::square_root::<u64>(x, i, Lowest),
+        Minps => float::extreme::<u32>(x, i, All, Less),
+        Minpd => float::extreme::<u64>(x, i, All, Less),
+        Minss => float::extreme::<u32>(x, i, Lowest, Less),
+        Minsd => float::extreme::<u64>(x, i, Lowest, Less),
+        Maxps => float::extreme::<u32>(x, i, All, Greater),
+        Maxpd => float::extreme::<u64>(x, i, All, Greater),
+        Maxss => float::extreme::<u32>(x, i, Lowest, Greater),
+        Maxsd => float::extreme::<u64>(x, i, Lowest, Greater),
+        Cmpps => float::predicate::<u32>(x, i, All),
+        Cmppd => float::predicate::<u64>(x, i, All),
+        Cmpss => float::predicate::<u32>(x, i, Lowest),
+        Cmpsd => float::predicate::<u64>(x, i, Lowest),
+        Comiss => float::compare::<u32>(x, i, false),
+        Comisd => float::compare::<u64>(x, i, false),
+        Ucomiss => float::compare::<u32>(x, i, true),
+        Ucomisd => float::compare::<u64>(x, i, true),
+        Addsubps => float::add_subtract::<u32>(x, i),
+        Addsubpd => float::add_subtract::<u64>(x, i),
+        Haddps => float::horizontal::<u32>(x, i, Add),
+        Haddpd => float::horizontal::<u64>(x, i, Add),
+        Hsubps => float::horizontal::<u32>(x, i, Subtract),
+        Hsubpd => float::horizontal::<u64>(x, i, Subtract),
+        Rcpps => float::reciprocal(x, i, All),
+        Rcpss => float::reciprocal(x, i, Lowest),
+        Rsqrtps => float::reciprocal_root(x, i, All),
+        Rsqrtss => float::reciprocal_root(x, i, Lowest),
+
+        // ---- conversions ----
+        Cvtss2sd => convert::scalar::<u32, u64>(x, i),
+        Cvtsd2ss => convert::scalar::<u64, u32>(x, i),
+        Cvtps2pd => convert::packed::<u32, u64>(x, i),
+        Cvtpd2ps => convert::packed::<u64, u32>(x, i),
+        Cvtss2si => convert::to_general::<u32>(x, i, false),
+        Cvtsd2si => convert::to_general::<u64>(x, i, false),
+        Cvttss2si => convert::to_general::<u32>(x, i, true),
+        Cvttsd2si => convert::to_general::<u64>(x, i, true),
+        Cvtsi2ss => convert::from_general::<u32>(x, i),
+        Cvtsi2sd => convert::from_general::<u64>(x, i),
+        Cvtps2dq => convert::to_doublewords::<u32>(x, i, false),
+        Cvtpd2dq => convert::to_doublewords::<u64>(x, i, false),
+        Cvttps2dq => convert::to_doublewords::<u32>(x, i, true),
+        Cvttpd2dq => convert::to_doublewords::<u64>(x, i, true),
+        Cvtdq2ps => convert::from_doublewords::<u32>(x, i),
+        Cvtdq2pd => convert::from_doublewords::<u64>(x, i),
+        Cvtpi2ps => convert::from_mmx::<u32>(x, i),
+        Cvtpi2pd => convert::from_mmx::<u64>(x, i),
+        Cvtps2pi => convert::to_mmx::<u32>(x, i, false),
+        Cvtpd2pi => convert::to_mmx::<u64>(x, i, false),
+        Cvttps2pi => convert::to_mmx::<u32>(x, i, true),
+        Cvttpd2pi => convert::to_mmx::<u64>(x, i, true),
 
         _ => x87::execute(x, i),
     }
