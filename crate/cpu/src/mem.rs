@@ -169,12 +169,22 @@ impl Ctx<'_> {
 
     /// Loads from a descriptor table or TSS, with supervisor rights whatever the CPL.
     pub fn load_system<const N: usize>(&mut self, linear: u64) -> Exec<[u8; N]> {
+        // Nothing is cached as supervisor that an implicit access may not touch.
+        let key = self.cpu.tlb.key(Kind::Supervisor);
+        if let Some(offset) = self.cpu.tlb.read_offset(linear, N as u64, key) {
+            return Ok(self.ram.get(offset));
+        }
         self.load_slow(linear, Privilege::Implicit)
     }
 
     /// Stores to a descriptor table or TSS, or pushes on the stack of an exception handler before
     /// CPL has changed, with supervisor rights.
     pub fn store_system<const N: usize>(&mut self, linear: u64, value: [u8; N]) -> Exec {
+        let key = self.cpu.tlb.key(Kind::Supervisor);
+        if let Some(offset) = self.cpu.tlb.write_offset(linear, N as u64, key) {
+            self.ram.put(offset, value);
+            return Ok(());
+        }
         self.store_slow(linear, value, Privilege::Implicit)
     }
 
@@ -235,7 +245,7 @@ impl Ctx<'_> {
             let from = (at - physical) as usize;
             into[from..from + width].copy_from_slice(&value.to_le_bytes()[..width]);
         }
-        self.cpu.leave_block = true;
+        self.cpu.touched_outside();
     }
 
     /// Stores within one page.
@@ -258,7 +268,7 @@ impl Ctx<'_> {
                     .mmio_write(self.ram, self.now, at, width as u8, value);
             }
         }
-        self.cpu.leave_block = true;
+        self.cpu.touched_outside();
     }
 
     // ---- the careful path ----

@@ -418,8 +418,7 @@ impl Processor {
                     }
                 }
             }
-            if self.vcpus[vcpu].leave_block {
-                // A device or an APIC may have been touched: messages and deadlines may be new.
+            if core::mem::take(&mut self.vcpus[vcpu].look_outside) {
                 return Some(Pause::Look);
             }
         }

@@ -336,6 +336,7 @@ impl Vcpu {
             monitor: None,
             random_count: 0,
             leave_block: true,
+            look_outside: false,
             model,
             cpus,
         };

@@ -158,8 +158,11 @@ pub(crate) struct Vcpu {
     pub random_count: u64,
 
     /// Set by whatever makes the rest of the current block stale or must be looked at before the
-    /// next instruction: mode or mapping changes, STI, written code, an APIC or board access.
+    /// next instruction: mode or mapping changes, STI, written code.
     pub leave_block: bool,
+    /// Set with `leave_block` when the board or an APIC was touched, so that messages to other
+    /// vCPUs and deadlines may be new.
+    pub look_outside: bool,
 
     pub model: &'static Model,
     /// vCPUs of the machine, for CPUID.
@@ -186,6 +189,12 @@ impl Vcpu {
 
     pub fn is_64(&self) -> bool {
         self.code_size == CodeSize::Bits64
+    }
+
+    /// Notes that the board or an APIC was touched.
+    pub fn touched_outside(&mut self) {
+        self.leave_block = true;
+        self.look_outside = true;
     }
 
     /// Replaces RFLAGS and recomputes what hangs on TF, AC and IF.

@@ -276,7 +276,7 @@ pub(crate) fn store(x: &mut Ctx, offset: u64, width: usize, value: u64) {
 /// RDMSR of IA32_APIC_BASE, IA32_TSC_DEADLINE and 800H-8FFH.
 pub(crate) fn msr_read(x: &mut Ctx, msr: u32) -> Exec<u64> {
     settle(x);
-    x.cpu.leave_block = true;
+    x.cpu.touched_outside();
     let apic = &x.cpu.apic;
     match msr {
         IA32_APIC_BASE => Ok(apic.base),
@@ -300,7 +300,7 @@ pub(crate) fn msr_read(x: &mut Ctx, msr: u32) -> Exec<u64> {
 /// WRMSR of the same.
 pub(crate) fn msr_write(x: &mut Ctx, msr: u32, value: u64) -> Exec {
     settle(x);
-    x.cpu.leave_block = true;
+    x.cpu.touched_outside();
     let model = x.cpu.model;
     match msr {
         IA32_APIC_BASE => {

@@ -136,7 +136,7 @@ impl Vcpu {
     pub fn tsc_changed(&mut self, now: Tick) {
         if self.apic.is_deadline_mode() {
             self.apic.arm_tsc_deadline(now, &mut self.msrs);
-            self.leave_block = true;
+            self.touched_outside();
         }
     }
 }
