@@ -8,6 +8,7 @@ mod alu;
 mod bits;
 mod branch;
 pub(crate) mod control;
+mod io;
 mod mov;
 pub(crate) mod msr;
 mod muldiv;
@@ -147,6 +148,9 @@ pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
         Bound => branch::bound(x, i),
 
         // ---- system ----
+        In => io::input(x, i),
+        Out => io::output(x, i),
+        Insb | Insw | Insd | Outsb | Outsw | Outsd => io::string(x, i),
 
         // ---- x87 and state ----
 
