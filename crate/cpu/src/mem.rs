@@ -190,6 +190,9 @@ impl Ctx<'_> {
 
     /// Checks that `size` bytes may be written: the fault of a read-modify-write comes before its load.
     pub fn probe_write(&mut self, linear: u64, size: u64) -> Exec {
+        if self.cpu.careful {
+            self.check_data(linear, size, Access::Write)?;
+        }
         if self
             .cpu
             .tlb

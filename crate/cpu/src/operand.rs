@@ -116,10 +116,20 @@ impl Ctx<'_> {
                     .wrapping_mul(u64::from(i.memory_index_scale())),
             );
         }
-        (
-            segment_of(i.memory_segment()),
-            offset & mask(address_size(i)),
-        )
+        (self.segment(i), offset & mask(address_size(i)))
+    }
+
+    /// Segment of the explicit memory operand, or of a string instruction's source. In 64-bit mode
+    /// the prefixes for ES, CS, SS and DS count for nothing, not even for which fault is raised.
+    pub fn segment(&self, i: &Instruction) -> Seg {
+        match segment_of(i.memory_segment()) {
+            seg @ (Seg::Fs | Seg::Gs) => seg,
+            seg if !self.cpu.is_64() => seg,
+            _ => match i.memory_base() {
+                Register::RSP | Register::RBP | Register::ESP | Register::EBP => Seg::Ss,
+                _ => Seg::Ds,
+            },
+        }
     }
 
     /// Linear address of the explicit memory operand, taken to be `size` bytes.

@@ -121,14 +121,10 @@ pub(super) fn bound(x: &mut Ctx, i: &Instruction) -> Exec {
     let size = x.operand_size(i, 0);
     let index = x.operand(i, 0)?;
     let linear = x.memory(i, 2 * size as u64, Access::Read)?;
-    let pair = if size == 2 {
-        u64::from(u32::from_le_bytes(x.load(linear)?))
-    } else {
-        u64::from_le_bytes(x.load(linear)?)
-    };
+    let lower = x.load_sized(linear, size)?;
+    let upper = x.load_sized(linear.wrapping_add(size as u64), size)?;
     let signed = |value: u64| by_width!(size, T => <T as Width>::sign_extend(value)) as i64;
-    let (lower, upper) = (signed(pair), signed(pair >> (8 * size)));
-    if (lower..=upper).contains(&signed(index)) {
+    if (signed(lower)..=signed(upper)).contains(&signed(index)) {
         Ok(())
     } else {
         Err(Fault::BoundRange.into())

@@ -9,33 +9,15 @@ use crate::paging::Access;
 use crate::trap::{Exec, GP0};
 use crate::vcpu::{Seg, reg};
 
-/// PUSH of a register, immediate, memory operand or segment register.
+/// PUSH of a register, immediate, memory operand or segment register (zero-extended, as
+/// Vol. 2B, PUSH, "IA-32 Architecture Compatibility" allows).
 pub(super) fn push(x: &mut Ctx, i: &Instruction) -> Exec {
-    if i.op0_kind() == OpKind::Register && i.op0_register().is_segment_register() {
-        return push_selector(x, i);
-    }
-    let value = x.operand(i, 0)?;
-    x.push(push_size(i), value)
-}
-
-fn push_size(i: &Instruction) -> usize {
-    (-i.stack_pointer_increment()) as usize
-}
-
-/// A selector pushed with a 32-bit operand size leaves the upper half of its slot alone
-/// (Vol. 2B, PUSH, "IA-32 Architecture Compatibility").
-fn push_selector(x: &mut Ctx, i: &Instruction) -> Exec {
-    let selector = x.cpu.seg(segment_of(i.op0_register())).selector;
-    let size = push_size(i);
-    if size != 4 {
-        return x.push(size, u64::from(selector));
-    }
-    let width = x.stack_width();
-    let top = x.cpu.gpr[reg::RSP].wrapping_sub(4) & mask(width);
-    let linear = x.linear(Seg::Ss, top, 4, Access::Write)?;
-    x.store(linear, selector.to_le_bytes())?;
-    x.cpu.set_gpr(reg::RSP, width, top);
-    Ok(())
+    let value = if i.op0_kind() == OpKind::Register && i.op0_register().is_segment_register() {
+        u64::from(x.cpu.seg(segment_of(i.op0_register())).selector)
+    } else {
+        x.operand(i, 0)?
+    };
+    x.push((-i.stack_pointer_increment()) as usize, value)
 }
 
 /// POP to a general register or memory. An address that uses RSP sees it already incremented.
@@ -53,37 +35,28 @@ fn all_size(i: &Instruction) -> usize {
     }
 }
 
-/// PUSHA and PUSHAD.
+/// PUSHA and PUSHAD. What was stored before a fault stays: doing it again stores the same.
 pub(super) fn push_all(x: &mut Ctx, i: &Instruction) -> Exec {
     let size = all_size(i);
     let width = x.stack_width();
-    let top = x.cpu.gpr[reg::RSP];
-    let mut slots = [0; 8];
-    for (n, slot) in slots.iter_mut().enumerate() {
-        let at = top.wrapping_sub((n + 1) as u64 * size as u64) & mask(width);
-        *slot = x.linear(Seg::Ss, at, size as u64, Access::Write)?;
-        x.probe_write(*slot, size as u64)?;
+    let mut top = x.cpu.gpr[reg::RSP];
+    for n in 0..8 {
+        top = top.wrapping_sub(size as u64) & mask(width);
+        let linear = x.linear(Seg::Ss, top, size as u64, Access::Write)?;
+        x.store_sized(linear, size, x.cpu.gpr[n])?;
     }
-    for (n, slot) in slots.into_iter().enumerate() {
-        x.store_sized(slot, size, x.cpu.gpr[n])?;
-    }
-    x.cpu
-        .set_gpr(reg::RSP, width, top.wrapping_sub(8 * size as u64));
+    x.cpu.set_gpr(reg::RSP, width, top);
     Ok(())
 }
 
-/// POPA and POPAD. The stack pointer's own image is skipped.
+/// POPA and POPAD. The stack pointer's own image is skipped. Registers loaded before a fault
+/// keep their values: the stack pointer has not moved, so that doing it again loads the same.
 pub(super) fn pop_all(x: &mut Ctx, i: &Instruction) -> Exec {
     let size = all_size(i);
-    let mut values = [0; 8];
-    for (n, value) in values.iter_mut().enumerate() {
-        if 7 - n != reg::RSP {
-            *value = x.peek_stack((n * size) as u64, size)?;
-        }
-    }
-    for (n, value) in values.into_iter().enumerate() {
-        if 7 - n != reg::RSP {
-            x.cpu.set_gpr(7 - n, size, value);
+    for n in (0..8).rev() {
+        let value = x.peek_stack(((7 - n) * size) as u64, size)?;
+        if n != reg::RSP {
+            x.cpu.set_gpr(n, size, value);
         }
     }
     x.drop_stack(8 * size as u64);

@@ -6,7 +6,7 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 use crate::mem::Ctx;
-use crate::operand::{mask, segment_of};
+use crate::operand::mask;
 use crate::paging::Access;
 use crate::trap::Exec;
 use crate::vcpu::Seg;
@@ -155,7 +155,7 @@ pub(super) fn advance(x: &mut Ctx, register: usize, shape: Shape, iterations: u6
 /// Linear address of the element at RSI.
 pub(super) fn source(x: &Ctx, i: &Instruction, shape: Shape) -> Exec<u64> {
     let offset = x.cpu.gpr[RSI] & mask(shape.address);
-    let seg = segment_of(i.memory_segment());
+    let seg = x.segment(i);
     x.linear(seg, offset, shape.element as u64, Access::Read)
 }
 
@@ -196,10 +196,11 @@ fn one(x: &mut Ctx, i: &Instruction, shape: Shape) -> Exec {
             advance(x, RDI, shape, 1);
         }
         _ => {
-            let from = source(x, i, shape)?;
-            let first = x.load_sized(from, size)?;
+            // Of two faults that of ES:RDI is reported: processors load it first.
             let to = destination(x, shape, Access::Read)?;
             let second = x.load_sized(to, size)?;
+            let from = source(x, i, shape)?;
+            let first = x.load_sized(from, size)?;
             super::alu::compare(&mut x.cpu.flags, first, second, size);
             advance(x, RSI, shape, 1);
             advance(x, RDI, shape, 1);
@@ -250,7 +251,7 @@ fn many(x: &mut Ctx, i: &Instruction, shape: Shape, left: u64) -> Option<u64> {
         advance(x, RDI, shape, n);
         return Some(n);
     }
-    let seg = segment_of(i.memory_segment());
+    let seg = x.segment(i);
     let from_offset = x.cpu.gpr[RSI] & mask(shape.address);
     let from = x.linear(seg, from_offset, size, Access::Read).ok()?;
     n = n
