@@ -8,7 +8,7 @@ mod integer;
 
 pub(crate) use arithmetic::{add, compare, divide, multiply, square_root};
 pub(crate) use fast::Operation;
-pub(crate) use integer::{from_integer, to_integer, truncating};
+pub(crate) use integer::{from_integer, round_to_integral, to_integer, truncating};
 
 use crate::fpu::exception;
 
