@@ -3,6 +3,7 @@
 use hypernest_cpu::{Bus, InterruptMessage, Ram, Tick};
 use serde::{Deserialize, Serialize};
 
+use crate::builder::SerialSink;
 use crate::device::{Claim, Device, DeviceAccess, DeviceContext, DeviceError};
 use crate::devices::fw_cfg::{FwCfg, FwCfgState};
 use crate::devices::i8042::{I8042, I8042State};
@@ -26,6 +27,8 @@ pub enum StopRequest {
     Reset,
     /// The exit port was written with this value.
     Exit(u32),
+    /// This vCPU met a triple fault: on a PC, a reset.
+    TripleFault(u32),
 }
 
 /// Why the board wants the engine to return, though the guest goes on.
@@ -83,8 +86,10 @@ pub enum BoardRestoreError {
 }
 
 /// What comes out of a port, until somebody takes it.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Outlet {
+    /// Takes every byte at once, where there is one.
+    pub(crate) sink: Option<SerialSink>,
     pending: Vec<u8>,
     /// The last bytes, for matching.
     tail: Vec<u8>,
@@ -96,7 +101,10 @@ impl Outlet {
 
     /// Takes a byte; the index of the watched text it completes.
     fn put(&mut self, byte: u8) -> Option<usize> {
-        self.pending.push(byte);
+        match &mut self.sink {
+            Some(sink) => sink(&[byte]),
+            None => self.pending.push(byte),
+        }
         self.tail.push(byte);
         if self.tail.len() >= 2 * Self::TAIL {
             self.tail.drain(..Self::TAIL);

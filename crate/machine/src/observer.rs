@@ -69,10 +69,10 @@ pub trait Observer: Send {
     }
 
     /// A vCPU is about to execute an instruction with a breakpoint
-    /// ([`crate::Machine::set_breakpoint`]). With no observer, and with one that answers
-    /// [`Flow::Stop`], the machine returns from [`crate::Machine::run`].
-    fn breakpoint(&mut self, at: &mut AtBreakpoint<'_>) -> Flow {
+    /// ([`crate::Machine::set_breakpoint`]). The machine goes on when an observer says so and
+    /// none says otherwise; `None` leaves it to the others.
+    fn breakpoint(&mut self, at: &mut AtBreakpoint<'_>) -> Option<Flow> {
         let _ = at;
-        Flow::Stop
+        None
     }
 }

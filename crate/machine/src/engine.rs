@@ -1,0 +1,300 @@
+//! Engines: what executes the vCPUs of a machine.
+
+use hypernest_cpu::{
+    Bus, Model, Processor, ProcessorConfig, ProcessorError, Ram, StateError, Stop as CpuStop, Tick,
+    Tracer, VcpuState,
+};
+use serde::{Deserialize, Serialize};
+
+/// Who does a part of the machine that the processor and the board could both do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The engine, inside [`Engine::run`]; its state is in [`VcpuState`].
+    Engine,
+    /// The host behind the engine, with a will of its own (its clock runs on between runs).
+    Host,
+}
+
+/// What an engine can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Guests can use VMX.
+    pub nested_vmx: bool,
+    /// [`Engine::run`] stops at exactly the tick asked for, and a run can be repeated.
+    pub exact_ticks: bool,
+    /// Who emulates the local APICs.
+    pub local_apic: Owner,
+    /// Whose time the TSC and the APIC timers follow.
+    pub clock: Owner,
+    /// It can tell which pages the guest wrote.
+    pub dirty_tracking: bool,
+}
+
+/// Machine time and what is left of the current vCPU's turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// Machine time.
+    pub now: Tick,
+    /// vCPU whose turn it is.
+    pub vcpu: u32,
+    /// Ticks left of its turn.
+    pub left: Tick,
+}
+
+/// Why an engine returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EngineStop {
+    /// The tick asked for is reached.
+    Deadline,
+    /// The board asked for it ([`Bus::stop_requested`]).
+    Board,
+    /// A triple fault.
+    TripleFault {
+        /// Which vCPU.
+        vcpu: usize,
+    },
+    /// The guest needs something this engine does not have.
+    Unimplemented {
+        /// Which vCPU.
+        vcpu: usize,
+        /// What it is.
+        what: &'static str,
+        /// RIP of the instruction.
+        rip: u64,
+    },
+    /// The next instruction has a breakpoint.
+    Breakpoint {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Linear address of the instruction.
+        rip: u64,
+    },
+    /// Every vCPU waits, and nothing inside the machine will ever wake one.
+    Idle,
+}
+
+/// An engine fails, or refuses what it was given.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// More or fewer vCPUs than possible.
+    #[error(transparent)]
+    Processor(#[from] ProcessorError),
+    /// A vCPU state no processor can be in.
+    #[error("vCPU {vcpu} cannot take the state: {error}")]
+    State {
+        /// Which vCPU.
+        vcpu: usize,
+        /// What is wrong with it.
+        error: StateError,
+    },
+    /// No such vCPU.
+    #[error("there is no vCPU {0}; they count from 0")]
+    Vcpu(usize),
+    /// The host behind the engine failed.
+    #[error("{engine}: {what} failed: {why}")]
+    Host {
+        /// Name of the engine.
+        engine: &'static str,
+        /// What was tried.
+        what: &'static str,
+        /// The host's answer.
+        why: String,
+    },
+    /// It is asked for something that its [`Capabilities`] exclude.
+    #[error("the {engine} engine has no {what}; use the software engine")]
+    Missing {
+        /// Name of the engine.
+        engine: &'static str,
+        /// What is missing.
+        what: &'static str,
+    },
+}
+
+/// What an engine is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// What CPUID lists.
+    pub model: &'static Model,
+    /// Most instructions that are decoded together, 1 to 64; 0 is the engine's choice. Changes
+    /// speed and nothing else.
+    pub block_length: u32,
+}
+
+/// Executes the vCPUs of a machine.
+///
+/// An engine owns the vCPUs, the local APICs and time. Everything else it reaches through the
+/// [`Bus`] it is given, and it completes every access before [`Engine::run`] returns: between two
+/// runs no instruction is half done, and [`VcpuState`] is the whole truth about a vCPU.
+pub trait Engine: Send {
+    /// Its name, one word.
+    fn name(&self) -> &'static str;
+
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Number of vCPUs.
+    fn vcpus(&self) -> usize;
+
+    /// Runs until tick `until` or until something stops it first. Idle time is skipped, not
+    /// waited for, where the engine owns the clock.
+    fn run(
+        &mut self,
+        ram: &mut Ram,
+        bus: &mut dyn Bus,
+        until: Tick,
+    ) -> Result<EngineStop, EngineError>;
+
+    /// Machine time and turn.
+    fn clock(&self) -> Clock;
+
+    /// Continues from a saved time and turn.
+    fn set_clock(&mut self, clock: Clock);
+
+    /// Instructions executed so far, where the engine counts them.
+    fn instructions(&self) -> Option<u64>;
+
+    /// State of a vCPU.
+    fn read_state(&self, vcpu: usize) -> Result<VcpuState, EngineError>;
+
+    /// Replaces the state of a vCPU; changes nothing on an error.
+    fn write_state(&mut self, vcpu: usize, state: &VcpuState) -> Result<(), EngineError>;
+
+    /// Replaces the linear addresses whose execution stops [`Engine::run`].
+    fn set_breakpoints(&mut self, addresses: &[u64]) -> Result<(), EngineError>;
+
+    /// Calls `tracer` before every instruction; `None` ends it.
+    fn set_tracer(&mut self, tracer: Option<Tracer>) -> Result<(), EngineError> {
+        let _ = tracer;
+        Err(EngineError::Missing {
+            engine: self.name(),
+            what: "instruction trace",
+        })
+    }
+
+    /// Forgets cached translations and decoded code: RAM was changed by other means than
+    /// [`Ram::write`], or a state was saved that others continue from.
+    fn flush(&mut self, ram: &mut Ram);
+}
+
+/// The processor of `hypernest-cpu` as an engine: exact, repeatable, everywhere.
+pub struct SoftwareEngine {
+    processor: Processor,
+}
+
+impl SoftwareEngine {
+    /// All vCPUs in reset state.
+    pub fn new(config: &EngineConfig) -> Result<SoftwareEngine, EngineError> {
+        let mut settings = ProcessorConfig {
+            cpus: config.cpus,
+            model: config.model,
+            ..ProcessorConfig::default()
+        };
+        if config.block_length != 0 {
+            settings.block_length = config.block_length;
+        }
+        Ok(SoftwareEngine {
+            processor: Processor::new(&settings)?,
+        })
+    }
+
+    fn check(&self, vcpu: usize) -> Result<(), EngineError> {
+        if vcpu < self.processor.vcpus() {
+            Ok(())
+        } else {
+            Err(EngineError::Vcpu(vcpu))
+        }
+    }
+}
+
+impl Engine for SoftwareEngine {
+    fn name(&self) -> &'static str {
+        "software"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            nested_vmx: false,
+            exact_ticks: true,
+            local_apic: Owner::Engine,
+            clock: Owner::Engine,
+            dirty_tracking: false,
+        }
+    }
+
+    fn vcpus(&self) -> usize {
+        self.processor.vcpus()
+    }
+
+    fn run(
+        &mut self,
+        ram: &mut Ram,
+        bus: &mut dyn Bus,
+        until: Tick,
+    ) -> Result<EngineStop, EngineError> {
+        Ok(match self.processor.run(ram, bus, until) {
+            CpuStop::Deadline => EngineStop::Deadline,
+            CpuStop::Board => EngineStop::Board,
+            CpuStop::Shutdown { vcpu } => EngineStop::TripleFault { vcpu },
+            CpuStop::Unimplemented { vcpu, what, rip } => {
+                EngineStop::Unimplemented { vcpu, what, rip }
+            }
+            CpuStop::Breakpoint { vcpu, rip } => EngineStop::Breakpoint { vcpu, rip },
+            CpuStop::Idle => EngineStop::Idle,
+            other => {
+                return Err(EngineError::Host {
+                    engine: self.name(),
+                    what: "run",
+                    why: format!("it stopped for a reason this machine does not know: {other:?}"),
+                });
+            }
+        })
+    }
+
+    fn clock(&self) -> Clock {
+        let (vcpu, left) = self.processor.turn();
+        Clock {
+            now: self.processor.now(),
+            vcpu: vcpu as u32,
+            left,
+        }
+    }
+
+    fn set_clock(&mut self, clock: Clock) {
+        self.processor
+            .set_time(clock.now, (clock.vcpu as usize, clock.left));
+    }
+
+    fn instructions(&self) -> Option<u64> {
+        Some(self.processor.instructions())
+    }
+
+    fn read_state(&self, vcpu: usize) -> Result<VcpuState, EngineError> {
+        self.check(vcpu)?;
+        Ok(self.processor.read_state(vcpu))
+    }
+
+    fn write_state(&mut self, vcpu: usize, state: &VcpuState) -> Result<(), EngineError> {
+        self.check(vcpu)?;
+        self.processor
+            .write_state(vcpu, state)
+            .map_err(|error| EngineError::State { vcpu, error })
+    }
+
+    fn set_breakpoints(&mut self, addresses: &[u64]) -> Result<(), EngineError> {
+        self.processor.set_breakpoints(addresses);
+        Ok(())
+    }
+
+    fn set_tracer(&mut self, tracer: Option<Tracer>) -> Result<(), EngineError> {
+        self.processor.set_tracer(tracer);
+        Ok(())
+    }
+
+    fn flush(&mut self, ram: &mut Ram) {
+        self.processor.flush(ram);
+    }
+}
