@@ -148,6 +148,8 @@ pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
         Bound => branch::bound(x, i),
 
         // ---- system ----
+        Rdmsr => msr::rdmsr(x),
+        Wrmsr => msr::wrmsr(x),
         In => io::input(x, i),
         Out => io::output(x, i),
         Insb | Insw | Insd | Outsb | Outsw | Outsd => io::string(x, i),
