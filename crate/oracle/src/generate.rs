@@ -211,6 +211,10 @@ impl Builder<'_> {
         }
         if fpu.status & !fpu.control & 0x3f != 0 {
             fpu.status |= 0x8080;
+            // AMD hosts lose the pointers where no exception is pending.
+            fpu.instruction = rng.bits() >> 17;
+            fpu.operand = rng.bits() >> 17;
+            fpu.opcode = rng.bits() as u16 & 0x7ff;
         }
         fpu.tag = match rng.below(8) {
             0 => rng.bits() as u8,
@@ -218,11 +222,6 @@ impl Builder<'_> {
             2 => !(1 << rng.below(8)),
             _ => 0xff,
         };
-        if rng.one_in(2) {
-            fpu.instruction = rng.bits() >> 17;
-            fpu.operand = rng.bits() >> 17;
-            fpu.opcode = rng.bits() as u16 & 0x7ff;
-        }
     }
 
     fn stack(&mut self) {

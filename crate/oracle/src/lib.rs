@@ -5,6 +5,8 @@
 //! processor, [`Ours`] on ours. Cases come from [`generate`] or from text ([`text`]); results that
 //! the SDM leaves undefined are named in one table, [`masks`].
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod campaign;
 pub mod case;
 mod emit;
 pub mod forms;
@@ -12,6 +14,7 @@ pub mod generate;
 pub mod judge;
 pub mod layout;
 pub mod masks;
+mod ours;
 mod rng;
 pub mod text;
 mod values;
@@ -24,4 +27,5 @@ pub mod host;
 pub use case::{Case, Event, Mode, Outcome, UserState};
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub use host::Host;
+pub use ours::Ours;
 pub use rng::Rng;

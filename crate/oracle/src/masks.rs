@@ -254,6 +254,12 @@ pub const ROWS: &[Row] = {
                 }
             },
         },
+        Row {
+            id: "x87.pointers",
+            cite: "AMD APM Vol. 5, \"FXSAVE\", \"XSAVE\": FIP, FDP and FOP are saved and loaded only while an exception is pending (FSW.ES)",
+            reason: Reason::Host,
+            mask: |c, m| m.pointers |= c.host.state.fpu.status & 0x80 == 0,
+        },
     ]
 };
 
