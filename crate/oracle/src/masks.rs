@@ -124,8 +124,7 @@ pub const ROWS: &[Row] = {
             cite: "Vol. 2, RCL/RCR/ROL/ROR, \"Flags Affected\": OF is undefined for multi-bit rotates",
             reason: Reason::Undefined,
             mask: |c, m| {
-                let through_carry = c.is(&[Rcl, Rcr]) && c.count() % (c.width() + 1) > 1;
-                if through_carry || c.is(&[Rol, Ror]) && c.count() > 1 {
+                if c.is(&[Rcl, Rcr, Rol, Ror]) && c.count() > 1 {
                     m.flags |= OF;
                 }
             },
@@ -255,6 +254,48 @@ pub const ROWS: &[Row] = {
             },
         },
         Row {
+            id: "pause.rex_b",
+            cite: "Vol. 2, \"PAUSE\", \"XCHG\": F3 90 with REX.B is neither's encoding; AMD exchanges, Intel pauses",
+            reason: Reason::Undefined,
+            mask: |c, m| m.whole |= c.is(&[Pause]) && c.case.code.iter().any(|b| b & 0xf1 == 0x41),
+        },
+        Row {
+            id: "loop.repeat_prefix",
+            cite: "Vol. 2A, \"Instruction Prefixes\": F2 and F3 before other instructions are reserved; AMD lets them choose LOOPE or LOOPNE",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                let repeat = c.case.code.iter().take(4).any(|b| matches!(b, 0xf2 | 0xf3));
+                m.whole |= c.is(&[Loope, Loopne]) && repeat;
+            },
+        },
+        Row {
+            id: "prefetch.register",
+            cite: "AMD APM Vol. 3, \"PREFETCH, PREFETCHW\": #UD with a register operand; Intel has a reserved NOP there (Vol. 2, \"Two-Byte Opcode Map\")",
+            reason: Reason::Host,
+            mask: |c, m| {
+                let two_byte = c.case.code.windows(2).any(|b| b == [0x0f, 0x0d]);
+                m.whole |= c.is(&[Reservednop, Nop]) && two_byte;
+            },
+        },
+        Row {
+            id: "masked_store.unselected",
+            cite: "Vol. 2, MASKMOVQ, MASKMOVDQU, \"Description\": faults on bytes that the mask leaves out are implementation dependent",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                m.whole |=
+                    c.is(&[Maskmovq, Maskmovdqu]) && !c.done() && c.ours.event == Event::Done;
+            },
+        },
+        Row {
+            id: "movsxd.word",
+            cite: "Vol. 2, \"MOVSXD\": a 16-bit operand size takes r/m16; AMD reads 32 bits (APM Vol. 3, \"MOVSXD\")",
+            reason: Reason::Host,
+            mask: |c, m| {
+                let word = c.instruction.code() == iced_x86::Code::Movsxd_r16_rm16;
+                m.whole |= word && !c.done();
+            },
+        },
+        Row {
             id: "x87.pointers",
             cite: "AMD APM Vol. 5, \"FXSAVE\", \"XSAVE\": FIP, FDP and FOP are saved and loaded only while an exception is pending (FSW.ES)",
             reason: Reason::Host,
@@ -345,10 +386,12 @@ mod tests {
                     .iter()
                     .filter(|(iced, _)| i.rflags_undefined() & iced != 0)
                     .fold(0, |all, (_, ours)| all | ours);
-                    // iced-x86 does not look at counts beyond the operand's width.
+                    // iced-x86 does not look at counts beyond the operand's width, and takes a
+                    // rotation all the way round for none.
                     let wide = match i.mnemonic() {
                         Mnemonic::Shld | Mnemonic::Shrd => STATUS,
                         Mnemonic::Shl | Mnemonic::Sal | Mnemonic::Shr => CF,
+                        Mnemonic::Rcl | Mnemonic::Rcr => OF,
                         _ => 0,
                     };
                     assert!(
