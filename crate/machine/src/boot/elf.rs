@@ -151,7 +151,9 @@ fn physical(segments: &[Segment], entry: u64) -> u64 {
         return entry;
     }
     let segment = segments.iter().find(|s| inside(s.linked, s));
-    segment.map_or(entry, |s| entry - s.linked + s.address)
+    segment.map_or(entry, |s| {
+        entry.wrapping_sub(s.linked).wrapping_add(s.address)
+    })
 }
 
 fn pvh_note<P: ProgramHeader<Endian = Endianness>>(

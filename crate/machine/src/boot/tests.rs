@@ -543,6 +543,21 @@ fn plain_elf64_starts_in_long_mode_at_its_physical_entry() {
 }
 
 #[test]
+fn an_entry_in_a_segment_linked_around_the_end_of_memory_is_translated() {
+    let image = ElfMaker {
+        linked: u64::MAX - 1,
+        entry: 1,
+        ..ElfMaker::default()
+    }
+    .make();
+    let state = boot(&image)
+        .load(&mut ram(32), reset_state())
+        .unwrap()
+        .state;
+    assert_eq!(state.rip, 0x100_0003);
+}
+
+#[test]
 fn plain_elf32_starts_in_flat_protected_mode() {
     let image = ElfMaker {
         is_64: false,
