@@ -276,10 +276,17 @@ impl Ctx<'_> {
 
     // ---- the careful path ----
 
-    /// Alignment checks and data breakpoints, when any are armed.
+    /// Alignment checks (Vol. 3A, "Alignment Requirements by Data Type") and data breakpoints, when
+    /// any are armed.
     #[cold]
     pub fn check_data(&mut self, linear: u64, size: u64, access: Access) -> Exec {
-        let aligned_to = if size == 10 { 8 } else { size };
+        let aligned_to = match size {
+            10 => 8,
+            // x87 environments and states, short and long.
+            14 | 94 => 2,
+            28 | 108 => 4,
+            _ => size,
+        };
         if self.cpu.cpl == 3
             && self.cpu.cr0 & cr::CR0_AM != 0
             && self.cpu.flags.rest & crate::flags::bit::AC != 0

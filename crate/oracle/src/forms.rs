@@ -36,7 +36,6 @@ const FEATURES: &[CpuidFeature] = {
         FSGSBASE,
         CLFSH,
         CLFLUSHOPT,
-        CLWB,
         MULTIBYTENOP,
         PAUSE,
         PREFETCHW,

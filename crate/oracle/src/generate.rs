@@ -27,6 +27,15 @@ pub fn case(rng: &mut Rng, code: Code, mode: Mode) -> Option<Case> {
         ENTRY
     };
     let (bytes, instruction) = emit::instance(rng, code, mode, ip)?;
+    let uses = |register| {
+        [instruction.memory_base(), instruction.memory_index()]
+            .iter()
+            .any(|r| r.full_register() == register)
+    };
+    if is_xsave(&instruction) && (uses(Register::RAX) || uses(Register::RDX)) {
+        // The component mask has to stay ours to choose.
+        return case(rng, code, mode);
+    }
     let mut builder = Builder {
         rng,
         mode,
@@ -48,6 +57,13 @@ pub fn case(rng: &mut Rng, code: Code, mode: Mode) -> Option<Case> {
     builder.related_inputs();
     builder.narrow_to_mode();
     Some(builder.case)
+}
+
+fn is_xsave(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.memory_size(),
+        MemorySize::Xsave | MemorySize::Xsave64
+    )
 }
 
 fn offsets(bytes: &[u8], mode: Mode, ip: u64) -> ConstantOffsets {
@@ -114,6 +130,12 @@ impl Builder<'_> {
         }
         if x87 || self.rng.one_in(100) {
             self.x87_state();
+        }
+        if is_xsave(&self.instruction) {
+            // Whether a component in its initial state counts as in use is the processor's own
+            // business (Vol. 1, "Processor Tracking of XSAVE-Managed State").
+            self.case.state.fpu.tag |= 1;
+            self.case.state.fpu.xmm[0] |= 1;
         }
     }
 
@@ -285,12 +307,7 @@ impl Builder<'_> {
             gpr[RCX] = gpr[RCX] & !0xff | self.rng.below(72);
         }
         match self.instruction.mnemonic() {
-            Mnemonic::Xsave
-            | Mnemonic::Xsavec
-            | Mnemonic::Xrstor
-            | Mnemonic::Xsave64
-            | Mnemonic::Xsavec64
-            | Mnemonic::Xrstor64 => {
+            _ if is_xsave(&self.instruction) => {
                 // The host has more state components than we compare.
                 gpr[RAX] &= 3;
                 gpr[RDX] = 0;
@@ -479,8 +496,11 @@ impl Builder<'_> {
             }
             size => Lane::of(size).fill(self.rng, &mut bytes),
         }
-        if self.instruction.mnemonic() == Mnemonic::Ldmxcsr && !self.rng.one_in(8) {
-            bytes[2..].fill(0);
+        if self.instruction.mnemonic() == Mnemonic::Ldmxcsr {
+            if !self.rng.one_in(8) {
+                bytes[2..].fill(0);
+            }
+            bytes[2] &= !2; // AMD's misaligned exception mask
         }
         self.case.memory.push(Patch { address, bytes });
     }
@@ -495,6 +515,12 @@ impl Builder<'_> {
         }
         if !rng.one_in(8) {
             bytes[26..28].fill(0); // reserved bits of MXCSR
+        }
+        bytes[26] &= !2; // AMD's misaligned exception mask
+        // Pointers are canonical.
+        for top in [13, 21] {
+            bytes[top] &= 0x7f;
+            bytes[top + 1..top + 3].fill(0);
         }
         if let Some(header) = bytes.get_mut(512..576) {
             header.fill(0);

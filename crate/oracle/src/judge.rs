@@ -97,6 +97,9 @@ impl Judge<'_> {
             }
         }
         h.fpu.status = h.fpu.status & !masked.status | o.fpu.status & masked.status;
+        if masked.x87 {
+            (h.fpu.status, h.fpu.tag, h.fpu.st) = (o.fpu.status, o.fpu.tag, o.fpu.st);
+        }
         if masked.pointers {
             h.fpu.opcode = o.fpu.opcode;
             h.fpu.instruction = o.fpu.instruction;

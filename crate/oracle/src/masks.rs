@@ -4,6 +4,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::case::{AF, CF, Case, Event, Mode, OF, Outcome, PF, SF, STATUS, ZF};
+use crate::layout::CODE;
 
 /// Why a result is not compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct Masked {
     pub status: u16,
     /// The x87 pointers and opcode.
     pub pointers: bool,
+    /// All of the x87 state.
+    pub x87: bool,
     /// XMM registers, one bit each.
     pub xmm: u16,
     /// Bytes of memory: first address and length.
@@ -296,6 +299,167 @@ pub const ROWS: &[Row] = {
             },
         },
         Row {
+            id: "fault.order",
+            cite: "Vol. 3A, \"Priority Among Concurrent Events\": among the faults of executing an instruction the order is implementation-specific",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                let (Some(host), Some(ours)) = (vector(c.host), vector(c.ours)) else {
+                    return;
+                };
+                let class = [5, 12, 13, 14, 17];
+                let both = class.contains(&host) && class.contains(&ours) && host != ours;
+                // Two apply where an access is misaligned under AC, where it wraps round 4 GiB, and
+                // where a call has a bad target and a bad stack.
+                let two =
+                    [host, ours].contains(&17) || wraps(c) || c.is(&[Call, Maskmovq, Maskmovdqu]);
+                m.whole |= both && two;
+            },
+        },
+        Row {
+            id: "canonical.offset",
+            cite: "Vol. 1, \"Canonical Addressing\": the linear address is checked; AMD also faults on an offset that is not canonical when FS or GS makes it so",
+            reason: Reason::Host,
+            mask: |c, m| {
+                let base = match c.instruction.memory_segment() {
+                    iced_x86::Register::FS => c.case.state.fs_base,
+                    iced_x86::Register::GS => c.case.state.gs_base,
+                    _ => return,
+                };
+                let Some(linear) = operand_address(c.case, c.instruction) else {
+                    return;
+                };
+                let offset = linear.wrapping_sub(base);
+                let canonical = (offset << 16) as i64 >> 16 == offset as i64;
+                m.whole |= c.case.mode == Mode::Long && !canonical && vector(c.host) == Some(13);
+            },
+        },
+        Row {
+            id: "fault.address",
+            cite: "Vol. 3A, \"Page-Fault Exception (#PF)\": CR2 is the address that faulted; which of an instruction's accesses comes first is not said",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                m.address |= c.is(&[
+                    Fxsave, Fxsave64, Fxrstor, Fxrstor64, Fnstenv, Fldenv, Fnsave, Frstor, Xsave,
+                    Xsave64, Xsavec, Xsavec64, Xrstor, Xrstor64, Cmpsb, Cmpsw, Cmpsd, Cmpsq, Pusha,
+                    Pushad, Popa, Popad, Maskmovq, Maskmovdqu, Bound, Movsb, Movsw, Movsd, Movsq,
+                ]);
+            },
+        },
+        Row {
+            id: "fault.partial",
+            cite: "Vol. 2, \"PUSHA/PUSHAD\", \"POPA/POPAD\": nothing is said of what a fault half way leaves behind; AMD stores and loads what comes before it",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.done() {
+                    return;
+                }
+                if c.is(&[Popa, Popad]) {
+                    m.gpr |= 0xff & !0x10;
+                } else if c.is(&[Pusha, Pushad]) {
+                    m.memory.push((c.case.state.gpr[4].wrapping_sub(32), 32));
+                }
+            },
+        },
+        Row {
+            id: "push.selector",
+            cite: "Vol. 2, \"PUSH\", \"IA-32 Architecture Compatibility\": some processors write only the low half of a selector's slot; AMD also faults on the other half",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                let selector = c.is(&[Push]) && c.instruction.op0_register().is_segment_register();
+                m.whole |= selector && !c.done() && c.ours.event == Event::Done;
+            },
+        },
+        Row {
+            id: "enter.probe",
+            cite: "Vol. 2, \"ENTER\", \"Protected Mode Exceptions\": a write at the final stack pointer is only said to be tried for a page fault; AMD also checks its alignment",
+            reason: Reason::Host,
+            mask: |c, m| {
+                let probe = vector(c.host) == Some(17) && c.ours.event == Event::Done;
+                m.whole |= c.is(&[Enter]) && probe;
+            },
+        },
+        Row {
+            id: "masked_store.x87",
+            cite: "Vol. 2, \"MASKMOVQ\": causes a transition to MMX state; AMD has made it when the store faults",
+            reason: Reason::Host,
+            mask: |c, m| {
+                let both = vector(c.host).is_some() && vector(c.host) == vector(c.ours);
+                m.whole |= c.is(&[Maskmovq]) && both;
+            },
+        },
+        Row {
+            id: "cvtpi2ps.memory",
+            cite: "Vol. 2, \"CVTPI2PS\": causes a transition to MMX state; AMD makes none for a memory operand (APM Vol. 4, \"CVTPI2PS\")",
+            reason: Reason::Host,
+            mask: |c, m| {
+                if c.is(&[Cvtpi2ps]) && c.instruction.op1_kind() == OpKind::Memory {
+                    m.x87 = true;
+                    m.whole |= vector(c.ours) == Some(16);
+                }
+            },
+        },
+        Row {
+            id: "approximation",
+            cite: "Vol. 2, \"RCPPS\", \"RCPSS\", \"RSQRTPS\", \"RSQRTSS\": the relative error is at most 1.5 * 2^-12; the table behind it is the implementation's",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.is(&[Rcpps, Rcpss, Rsqrtps, Rsqrtss]) {
+                    let n = c.instruction.op0_register().number();
+                    let (host, ours) = (c.host.state.fpu.xmm[n], c.ours.state.fpu.xmm[n]);
+                    let near = (0..4).all(|lane| {
+                        let [a, b] = [host, ours].map(|xmm| (xmm >> (32 * lane)) as u32);
+                        // Two errors of 1.5 * 2^-12 in units of 2^-24.
+                        a.abs_diff(b) <= 0x3000
+                    });
+                    m.xmm |= u16::from(near) << n;
+                }
+            },
+        },
+        Row {
+            id: "save.alignment",
+            cite: "Vol. 2, \"FXSAVE\", \"FXRSTOR\": with alignment checking on, #AC is implementation dependent in place of #GP",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                let save = c.is(&[
+                    Fxsave, Fxsave64, Fxrstor, Fxrstor64, Xsave, Xsave64, Xsavec, Xsavec64, Xrstor,
+                    Xrstor64,
+                ]);
+                m.whole |= save && vector(c.host) == Some(17) && vector(c.ours) == Some(13);
+            },
+        },
+        Row {
+            id: "save.mxcsr_mask",
+            cite: "AMD APM Vol. 5, \"FXSAVE\": MXCSR_MASK has bit 17 (misaligned exception mask), which Intel has not",
+            reason: Reason::Host,
+            mask: |c, m| {
+                let save = c.is(&[Fxsave, Fxsave64, Xsave, Xsave64, Xsavec, Xsavec64]);
+                if save && let Some(address) = operand_address(c.case, c.instruction) {
+                    m.memory.push((address.wrapping_add(30), 1));
+                }
+            },
+        },
+        Row {
+            id: "unaligned_vector.ac",
+            cite: "Vol. 3A, \"Alignment Check Exception (#AC)\": for MOVUPS, MOVUPD, MOVDQU and LDDQU #AC may or may not be generated",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                let unaligned = c.is(&[Movups, Movupd, Movdqu, Lddqu]);
+                m.whole |= unaligned && vector(c.host) == Some(17);
+            },
+        },
+        Row {
+            id: "ud.operand",
+            cite: "Vol. 2, \"UD\": some processors do not take the ModRM byte and what follows as part of the instruction",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                let fetch = Event::Fault {
+                    vector: 14,
+                    address: Some(CODE.end()),
+                };
+                m.whole |= c.is(&[Ud0, Ud1]) && c.ours.event == fetch;
+            },
+        },
+        Row {
             id: "x87.pointers",
             cite: "AMD APM Vol. 5, \"FXSAVE\", \"XSAVE\": FIP, FDP and FOP are saved and loaded only while an exception is pending (FSW.ES)",
             reason: Reason::Host,
@@ -303,6 +467,20 @@ pub const ROWS: &[Row] = {
         },
     ]
 };
+
+fn vector(outcome: &Outcome) -> Option<u8> {
+    match outcome.event {
+        Event::Fault { vector, .. } => Some(vector),
+        _ => None,
+    }
+}
+
+/// Whether the memory operand goes past the end of a 32-bit segment.
+fn wraps(c: &Context) -> bool {
+    let size = c.instruction.memory_size().size().max(1) as u64;
+    c.case.mode == Mode::Compat
+        && operand_address(c.case, c.instruction).is_some_and(|a| a + size > 1 << 32)
+}
 
 fn mask_destination(c: &Context, m: &mut Masked) {
     if c.instruction.op0_kind() == OpKind::Register {

@@ -6,7 +6,7 @@ use super::integer::sign_mask;
 use super::lanes::{Lane, Vector};
 use super::{load, mm, source, store, xmm};
 use crate::mem::Ctx;
-use crate::operand::{address_size, mask as size_mask, segment_of};
+use crate::operand::{address_size, mask as size_mask};
 use crate::paging::Access;
 use crate::trap::{Exec, Trap};
 use crate::vcpu::reg;
@@ -145,7 +145,7 @@ pub(super) fn masked(x: &mut Ctx, i: &Instruction) -> Exec {
     let bytes = (source(x, i, 1)?).to_le_bytes();
     let chosen = sign_mask(source(x, i, 2)?, 8);
     let count = if from_mm { 8 } else { 16 };
-    let seg = segment_of(i.memory_segment());
+    let seg = x.segment(i);
     let wrap = size_mask(match i.op0_kind() {
         OpKind::MemorySegRDI => 8,
         OpKind::MemorySegEDI => 4,

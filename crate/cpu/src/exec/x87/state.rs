@@ -54,9 +54,10 @@ pub(super) fn store_status(x: &mut Ctx, i: &Instruction) -> Exec {
     x.set_operand(i, 0, x.cpu.fpu.status.into())
 }
 
-/// EMMS.
+/// EMMS (Vol. 3A, "Effects of MMX Instructions on x87 FPU State").
 pub(super) fn empty(x: &mut Ctx) -> Exec {
     x.need_mmx()?;
+    x.cpu.fpu.status &= !status::TOP;
     x.cpu.fpu.tag = 0;
     Ok(())
 }
