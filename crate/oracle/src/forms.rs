@@ -60,6 +60,7 @@ const EXCLUDED: &[(&str, &[Mnemonic])] = {
                 Int, Int1, Syscall, Sysenter, Sysret, Sysretq, Sysexit, Sysexitq,
             ],
         ),
+        ("are in no manual", &[Fstpnce]),
         ("drop the single-step flag", &[Iret, Iretd, Iretq]),
         (
             "read the host's descriptor tables",

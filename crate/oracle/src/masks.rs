@@ -91,6 +91,11 @@ impl Context<'_> {
     }
 }
 
+/// C1 of the x87 status word.
+const C1: u16 = 1 << 9;
+/// C0 to C3.
+const CONDITION: u16 = 0x4700;
+
 /// The table.
 pub const ROWS: &[Row] = {
     use Mnemonic::*;
@@ -457,6 +462,62 @@ pub const ROWS: &[Row] = {
                     address: Some(CODE.end()),
                 };
                 m.whole |= c.is(&[Ud0, Ud1]) && c.ours.event == fetch;
+            },
+        },
+        Row {
+            id: "repeat_io.none",
+            cite: "Vol. 2, \"REP/REPE/REPZ/REPNE/REPNZ\", \"Operation\": nothing is done for a count of 0; AMD checks the port all the same",
+            reason: Reason::Host,
+            mask: |c, m| {
+                let io = c.is(&[Insb, Insw, Insd, Outsb, Outsw, Outsd]);
+                m.whole |= io && vector(c.host) == Some(13) && c.ours.event == Event::Done;
+            },
+        },
+        Row {
+            id: "x87.c1",
+            cite: "Vol. 2, \"FCMOVcc\", \"FCOMI/FCOMIP/FUCOMI/FUCOMIP\", \"FPU Flags Affected\": C1 is 0; AMD leaves it unless the stack underflows",
+            reason: Reason::Host,
+            mask: |c, m| {
+                if c.is(&[
+                    Fcmovb, Fcmove, Fcmovbe, Fcmovu, Fcmovnb, Fcmovne, Fcmovnbe, Fcmovnu, Fcomi,
+                    Fcomip, Fucomi, Fucomip,
+                ]) {
+                    m.status |= C1;
+                }
+            },
+        },
+        Row {
+            id: "x87.ffree",
+            cite: "Vol. 2, \"FFREE\", \"FPU Flags Affected\": C0, C1, C2, C3 undefined",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                if c.is(&[Ffree, Ffreep]) {
+                    m.status |= CONDITION;
+                }
+            },
+        },
+        Row {
+            id: "x87.remainder",
+            cite: "Vol. 2, \"FPREM\", \"FPREM1\", \"FPU Flags Affected\": the quotient bits are given for a result; there is none after an invalid operation",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                let invalid = c.host.state.fpu.status & c.ours.state.fpu.status & 1 != 0;
+                if c.is(&[Fprem, Fprem1]) && invalid {
+                    m.status |= CONDITION;
+                }
+            },
+        },
+        Row {
+            id: "x87.compare_unmasked",
+            cite: "Vol. 2, \"FCOM/FCOMP/FCOMPP\": the condition codes are not set by an unmasked invalid operation; AMD sets them, also before an unmasked denormal operand",
+            reason: Reason::Host,
+            mask: |c, m| {
+                let compare = c.is(&[
+                    Fcom, Fcomp, Fcompp, Fucom, Fucomp, Fucompp, Ficom, Ficomp, Ftst,
+                ]);
+                if compare && c.host.state.fpu.status & 0x80 != 0 {
+                    m.status |= CONDITION;
+                }
             },
         },
         Row {
