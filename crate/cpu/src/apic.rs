@@ -92,6 +92,11 @@ impl Apic {
         }
     }
 
+    /// Initial APIC id, which is also the x2APIC id.
+    pub fn id(&self) -> u32 {
+        self.state.id
+    }
+
     /// To the saved form.
     pub fn save(&self) -> ApicState {
         self.state.clone()

@@ -8,6 +8,9 @@ mod alu;
 mod bits;
 mod branch;
 pub(crate) mod control;
+pub(crate) mod cpuid;
+mod far;
+mod flow_system;
 mod io;
 mod mov;
 pub(crate) mod msr;
@@ -16,6 +19,7 @@ mod shift;
 mod sse;
 mod stack;
 pub(crate) mod string;
+mod system;
 mod x87;
 mod xsave;
 
@@ -148,11 +152,59 @@ pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
         Bound => branch::bound(x, i),
 
         // ---- system ----
-        Rdmsr => msr::rdmsr(x),
-        Wrmsr => msr::wrmsr(x),
         In => io::input(x, i),
         Out => io::output(x, i),
         Insb | Insw | Insd | Outsb | Outsw | Outsd => io::string(x, i),
+        Mov => system::mov(x, i),
+        Pop => system::pop(x, i),
+        Lds | Les | Lfs | Lgs | Lss => system::load_far(x, i),
+        Lgdt | Lidt => system::load_table(x, i),
+        Sgdt | Sidt => system::store_table(x, i),
+        Lldt | Ltr => system::load_selector(x, i),
+        Sldt | Str => system::store_selector(x, i),
+        Smsw => system::smsw(x, i),
+        Lmsw => system::lmsw(x, i),
+        Lar => system::lar(x, i),
+        Lsl => system::lsl(x, i),
+        Verr | Verw => system::verify(x, i),
+        Arpl => system::arpl(x, i),
+        Jmp => far::jmp(x, i),
+        Call => far::call(x, i),
+        Retf => far::ret(x, i),
+        Iret | Iretd | Iretq => far::iret(x, i),
+        Syscall => flow_system::syscall(x),
+        Sysret | Sysretq => flow_system::sysret(x, i),
+        Sysenter => flow_system::sysenter(x),
+        Sysexit | Sysexitq => flow_system::sysexit(x, i),
+        Swapgs => flow_system::swapgs(x),
+        Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => flow_system::segment_base(x, i),
+        Int | Int1 | Int3 | Into => flow_system::int(x, i),
+        Hlt => flow_system::hlt(x),
+        Monitor => flow_system::monitor(x, i),
+        Mwait => flow_system::mwait(x),
+        Cli => flow_system::cli(x),
+        Sti => flow_system::sti(x),
+        Stac => flow_system::set_ac(x, true),
+        Clac => flow_system::set_ac(x, false),
+        Rdtsc => flow_system::rdtsc(x),
+        Rdtscp => flow_system::rdtscp(x),
+        Rdpid => flow_system::rdpid(x, i),
+        Rdpmc => flow_system::rdpmc(),
+        Rdrand | Rdseed => flow_system::random(x, i),
+        Clts => control::clts(x),
+        Invlpg => control::invlpg(x, i),
+        Invpcid => control::invpcid(x, i),
+        Wbinvd | Invd => control::wbinvd(x),
+        Clflush | Clflushopt => control::clflush(x, i),
+        Xgetbv => control::xgetbv(x),
+        Xsetbv => control::xsetbv(x),
+        Cpuid => cpuid::cpuid(x),
+        Rdmsr => msr::rdmsr(x),
+        Wrmsr => msr::wrmsr(x),
+        // Everything is in order already.
+        Lfence | Mfence | Sfence => Ok(()),
+        // Not in system-management mode.
+        Rsm => Err(UD),
 
         // ---- x87 and state ----
 

@@ -1,8 +1,10 @@
-//! Model-specific registers (Vol. 4): a table. What is not in it raises #GP(0).
+//! RDMSR and WRMSR: a table of model-specific registers (Vol. 4, "Architectural MSRs"). What is
+//! not in it raises #GP(0).
 
-use crate::apic;
+use super::system::privileged;
 use crate::mem::{Ctx, canonical};
 use crate::model::Feature;
+use crate::state::MsrState;
 use crate::trap::{Exec, GP0};
 use crate::vcpu::{Seg, Vcpu, cr, reg};
 
@@ -13,254 +15,231 @@ pub(crate) fn pat_is_valid(pat: u64) -> bool {
         .all(|kind| matches!(kind, 0 | 1 | 4..=7))
 }
 
-/// Variable-range MTRRs there are.
-const VARIABLE_MTRRS: u64 = 8;
-/// Memory types an MTRR may hold.
-fn mtrr_type(kind: u64) -> bool {
-    matches!(kind, 0 | 1 | 4 | 5 | 6)
+/// Types of memory that an MTRR may name.
+fn mtrr_type_is_valid(kind: u8) -> bool {
+    matches!(kind, 0 | 1 | 4..=6)
 }
 
-/// None of the speculative faults that ARCH_CAPABILITIES enumerates: this processor does not
-/// speculate (RDCL, L1D flush, SSB, MDS, page-size change, TAA, SBDR, FBSDP, PSDP, BHI, PBRSB,
-/// GDS, RFDS).
-const ARCH_CAPABILITIES: u64 =
-    1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 7 << 13 | 1 << 20 | 1 << 24 | 3 << 26;
+/// Eight variable-range registers, fixed ranges, write combining.
+const MTRR_CAP: u64 = 8 | 1 << 8 | 1 << 10;
+const MTRR_DEF_TYPE_BITS: u64 = 0xff | 1 << 10 | 1 << 11;
+/// Fast strings and xTPR messages; the rest of IA32_MISC_ENABLE tells what there is.
+const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 23;
+/// RDCL_NO, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO,
+/// PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO: nothing is speculated here.
+const ARCH_CAPABILITIES: u64 = 1
+    | 1 << 3
+    | 1 << 4
+    | 1 << 5
+    | 1 << 6
+    | 1 << 8
+    | 1 << 13
+    | 1 << 14
+    | 1 << 15
+    | 1 << 20
+    | 1 << 24
+    | 1 << 26
+    | 1 << 27
+    | 1 << 62;
 
-/// What a write does.
-type Write = fn(&mut Ctx, u32, u64) -> Exec;
+type Field = fn(&mut MsrState) -> &mut u64;
 
-/// One row: first and last number, feature it comes with, and what RDMSR and WRMSR do.
+/// What holds a register.
+enum Holder {
+    /// A field of the state.
+    Field(Field),
+    /// It never changes.
+    Constant(u64),
+    /// Functions of their own.
+    Special(fn(&mut Ctx) -> u64, fn(&mut Ctx, u64) -> Exec),
+}
+
+/// Values that WRMSR takes for a field or constant.
+enum Rule {
+    Any,
+    Canonical,
+    /// No bit outside these.
+    Bits(u64),
+    /// What the function allows.
+    Check(fn(u64) -> bool),
+    ReadOnly,
+}
+
 struct Row {
-    first: u32,
-    last: u32,
+    number: u32,
+    name: &'static str,
+    holder: Holder,
+    rule: Rule,
+    /// Without this feature the register does not exist.
     needs: Option<Feature>,
-    read: fn(&Ctx, u32) -> u64,
-    write: Write,
 }
 
-const fn row(number: u32, read: fn(&Ctx, u32) -> u64, write: Write) -> Row {
+const fn row(number: u32, name: &'static str, holder: Holder, rule: Rule) -> Row {
     Row {
-        first: number,
-        last: number,
+        number,
+        name,
+        holder,
+        rule,
         needs: None,
-        read,
-        write,
     }
 }
 
-const fn rows(first: u32, last: u32, read: fn(&Ctx, u32) -> u64, write: Write) -> Row {
-    Row {
-        first,
-        last,
-        needs: None,
-        read,
-        write,
+impl Row {
+    const fn needs(mut self, feature: Feature) -> Row {
+        self.needs = Some(feature);
+        self
     }
 }
 
-const fn needs(feature: Feature, row: Row) -> Row {
-    Row {
-        needs: Some(feature),
-        ..row
-    }
+macro_rules! field {
+    ($field:ident) => {
+        Holder::Field(|msrs| &mut msrs.$field)
+    };
 }
 
-const READ_ONLY: Write = |_, _, _| Err(GP0);
-/// Accepted and without effect.
-const IGNORED: Write = |_, _, _| Ok(());
-
-fn canonical_or_fault(value: u64) -> Exec<u64> {
-    if canonical(value) {
-        Ok(value)
-    } else {
-        Err(GP0)
-    }
-}
-
-/// Plain storage in `msrs`, of values that must be canonical.
-macro_rules! address {
-    ($number:literal, $field:ident) => {
-        row(
-            $number,
-            |x, _| x.cpu.msrs.$field,
-            |x, _, value| {
-                x.cpu.msrs.$field = canonical_or_fault(value)?;
+macro_rules! segment_base {
+    ($seg:ident) => {
+        Holder::Special(
+            |x| x.cpu.seg(Seg::$seg).base,
+            |x, value| {
+                if !canonical(value) {
+                    return Err(GP0);
+                }
+                super::flow_system::set_base(x, Seg::$seg, value);
                 Ok(())
             },
         )
     };
 }
 
-/// Sorted by number. The local APIC's (1BH, 6E0H, 800H-8FFH) are apart.
-#[rustfmt::skip]
+/// Every register but the MTRR ranges and those of the local APIC, by number.
 static TABLE: &[Row] = &[
-    // IA32_P5_MC_ADDR, IA32_P5_MC_TYPE
-    rows(0x0, 0x1, |_, _| 0, READ_ONLY),
-    // IA32_TIME_STAMP_COUNTER
-    row(0x10, |x, _| x.cpu.tsc(x.now), |x, _, value| { set_tsc(x, value); Ok(()) }),
-    // IA32_PLATFORM_ID
-    row(0x17, |_, _| 0, READ_ONLY),
-    needs(Feature::TscAdjust, row(0x3b, |x, _| x.cpu.msrs.tsc_adjust, |x, _, value| {
-        let tsc = x.cpu.tsc(x.now).wrapping_add(value.wrapping_sub(x.cpu.msrs.tsc_adjust));
-        set_tsc(x, tsc);
-        Ok(())
-    })),
-    // IA32_BIOS_UPDT_TRIG, IA32_BIOS_SIGN_ID
-    row(0x79, |_, _| 0, IGNORED),
-    row(0x8b, |x, _| x.cpu.msrs.bios_sign_id, |x, _, value| { x.cpu.msrs.bios_sign_id = value; Ok(()) }),
-    // IA32_MTRRCAP: fixed ranges, write combining
-    needs(Feature::Mtrr, row(0xfe, |_, _| VARIABLE_MTRRS | 1 << 8 | 1 << 10, READ_ONLY)),
-    needs(Feature::ArchCapabilities, row(0x10a, |_, _| ARCH_CAPABILITIES, READ_ONLY)),
-    needs(Feature::Sep, row(0x174, |x, _| x.cpu.msrs.sysenter_cs, |x, _, value| { x.cpu.msrs.sysenter_cs = value & 0xffff_ffff; Ok(()) })),
-    needs(Feature::Sep, address!(0x175, sysenter_esp)),
-    needs(Feature::Sep, address!(0x176, sysenter_eip)),
-    // IA32_MCG_CAP (no banks), IA32_MCG_STATUS
-    needs(Feature::Mca, row(0x179, |_, _| 0, READ_ONLY)),
-    needs(Feature::Mca, row(0x17a, |_, _| 0, |_, _, value| if value == 0 { Ok(()) } else { Err(GP0) })),
-    row(0x1a0, |x, _| x.cpu.msrs.misc_enable, |x, _, value| { x.cpu.msrs.misc_enable = value & !MISC_READ_ONLY | x.cpu.msrs.misc_enable & MISC_READ_ONLY; Ok(()) }),
-    // IA32_DEBUGCTL: none of its features
-    row(0x1d9, |x, _| x.cpu.msrs.debugctl, |_, _, value| if value == 0 { Ok(()) } else { Err(GP0) }),
-    needs(Feature::Mtrr, rows(0x200, 0x20f, |x, n| *mtrr_variable(x.cpu, n), set_mtrr_variable)),
-    needs(Feature::Mtrr, row(0x250, |x, _| x.cpu.msrs.mtrr_fixed[0], set_mtrr_fixed)),
-    needs(Feature::Mtrr, rows(0x258, 0x259, |x, n| x.cpu.msrs.mtrr_fixed[1 + (n - 0x258) as usize], set_mtrr_fixed)),
-    needs(Feature::Mtrr, rows(0x268, 0x26f, |x, n| x.cpu.msrs.mtrr_fixed[3 + (n - 0x268) as usize], set_mtrr_fixed)),
-    needs(Feature::Pat, row(0x277, |x, _| x.cpu.msrs.pat, |x, _, value| {
-        if !pat_is_valid(value) {
-            return Err(GP0);
-        }
-        x.cpu.msrs.pat = value;
-        Ok(())
-    })),
-    needs(Feature::Mtrr, row(0x2ff, |x, _| x.cpu.msrs.mtrr_def_type, |x, _, value| {
-        if value & !0xcff != 0 || !mtrr_type(value & 0xff) {
-            return Err(GP0);
-        }
-        x.cpu.msrs.mtrr_def_type = value;
-        Ok(())
-    })),
-    needs(Feature::Xsaves, row(0xda0, |x, _| x.cpu.msrs.xss, |_, _, value| if value == 0 { Ok(()) } else { Err(GP0) })),
-    row(0xc000_0080, |x, _| x.cpu.msrs.efer, |x, _, value| set_efer(x, value)),
-    needs(Feature::Syscall, row(0xc000_0081, |x, _| x.cpu.msrs.star, |x, _, value| { x.cpu.msrs.star = value; Ok(()) })),
-    needs(Feature::Syscall, address!(0xc000_0082, lstar)),
-    needs(Feature::Syscall, address!(0xc000_0083, cstar)),
-    needs(Feature::Syscall, row(0xc000_0084, |x, _| x.cpu.msrs.fmask, |x, _, value| {
-        if value >> 32 != 0 {
-            return Err(GP0);
-        }
-        x.cpu.msrs.fmask = value;
-        Ok(())
-    })),
-    needs(Feature::Lm, row(0xc000_0100, |x, _| x.cpu.seg(Seg::Fs).base, |x, _, value| set_base(x, Seg::Fs, value))),
-    needs(Feature::Lm, row(0xc000_0101, |x, _| x.cpu.seg(Seg::Gs).base, |x, _, value| set_base(x, Seg::Gs, value))),
-    needs(Feature::Lm, address!(0xc000_0102, kernel_gs_base)),
-    needs(Feature::Rdtscp, row(0xc000_0103, |x, _| x.cpu.msrs.tsc_aux, |x, _, value| {
-        if value >> 32 != 0 {
-            return Err(GP0);
-        }
-        x.cpu.msrs.tsc_aux = value;
-        Ok(())
-    })),
+    row(
+        0x10,
+        "IA32_TIME_STAMP_COUNTER",
+        Holder::Special(tsc, set_tsc),
+        Rule::Any,
+    ),
+    row(
+        0x17,
+        "IA32_PLATFORM_ID",
+        Holder::Constant(0),
+        Rule::ReadOnly,
+    ),
+    row(
+        0x3b,
+        "IA32_TSC_ADJUST",
+        Holder::Special(|x| x.cpu.msrs.tsc_adjust, set_tsc_adjust),
+        Rule::Any,
+    )
+    .needs(Feature::TscAdjust),
+    row(0x8b, "IA32_BIOS_SIGN_ID", field!(bios_sign_id), Rule::Any),
+    row(
+        0xfe,
+        "IA32_MTRRCAP",
+        Holder::Constant(MTRR_CAP),
+        Rule::ReadOnly,
+    )
+    .needs(Feature::Mtrr),
+    row(
+        0x10a,
+        "IA32_ARCH_CAPABILITIES",
+        Holder::Constant(ARCH_CAPABILITIES),
+        Rule::ReadOnly,
+    )
+    .needs(Feature::ArchCapabilities),
+    row(0x174, "IA32_SYSENTER_CS", field!(sysenter_cs), Rule::Any).needs(Feature::Sep),
+    row(
+        0x175,
+        "IA32_SYSENTER_ESP",
+        field!(sysenter_esp),
+        Rule::Canonical,
+    )
+    .needs(Feature::Sep),
+    row(
+        0x176,
+        "IA32_SYSENTER_EIP",
+        field!(sysenter_eip),
+        Rule::Canonical,
+    )
+    .needs(Feature::Sep),
+    // No banks, and so no errors to report.
+    row(0x179, "IA32_MCG_CAP", Holder::Constant(0), Rule::ReadOnly).needs(Feature::Mca),
+    row(0x17a, "IA32_MCG_STATUS", Holder::Constant(0), Rule::Bits(0)).needs(Feature::Mca),
+    row(
+        0x1a0,
+        "IA32_MISC_ENABLE",
+        Holder::Special(|x| x.cpu.msrs.misc_enable, set_misc_enable),
+        Rule::Any,
+    ),
+    // No branch records, no branch trace, no single step on branches.
+    row(0x1d9, "IA32_DEBUGCTL", field!(debugctl), Rule::Bits(0)),
+    row(0x277, "IA32_PAT", field!(pat), Rule::Check(pat_is_valid)).needs(Feature::Pat),
+    row(
+        0x2ff,
+        "IA32_MTRR_DEF_TYPE",
+        field!(mtrr_def_type),
+        Rule::Check(def_type_is_valid),
+    )
+    .needs(Feature::Mtrr),
+    row(0xda0, "IA32_XSS", field!(xss), Rule::Bits(0)).needs(Feature::Xsaves),
+    row(
+        0xc000_0080,
+        "IA32_EFER",
+        Holder::Special(|x| x.cpu.msrs.efer, set_efer),
+        Rule::Any,
+    ),
+    row(0xc000_0081, "IA32_STAR", field!(star), Rule::Any).needs(Feature::Syscall),
+    row(0xc000_0082, "IA32_LSTAR", field!(lstar), Rule::Canonical).needs(Feature::Syscall),
+    row(0xc000_0083, "IA32_CSTAR", field!(cstar), Rule::Canonical).needs(Feature::Syscall),
+    row(
+        0xc000_0084,
+        "IA32_FMASK",
+        field!(fmask),
+        Rule::Bits(0xffff_ffff),
+    )
+    .needs(Feature::Syscall),
+    row(0xc000_0100, "IA32_FS_BASE", segment_base!(Fs), Rule::Any).needs(Feature::Lm),
+    row(0xc000_0101, "IA32_GS_BASE", segment_base!(Gs), Rule::Any).needs(Feature::Lm),
+    row(
+        0xc000_0102,
+        "IA32_KERNEL_GS_BASE",
+        field!(kernel_gs_base),
+        Rule::Canonical,
+    )
+    .needs(Feature::Lm),
+    row(
+        0xc000_0103,
+        "IA32_TSC_AUX",
+        field!(tsc_aux),
+        Rule::Bits(0xffff_ffff),
+    )
+    .needs(Feature::Rdtscp),
 ];
 
-/// Bits of IA32_MISC_ENABLE that software cannot change: BTS and PEBS unavailable, performance
-/// monitoring available.
-const MISC_READ_ONLY: u64 = 1 << 7 | 1 << 11 | 1 << 12;
-
-/// EFER, with LMA out of software's reach.
-fn set_efer(x: &mut Ctx, value: u64) -> Exec {
-    let old = x.cpu.msrs.efer;
-    if value & !x.cpu.model.efer_bits() != 0
-        || (value ^ old) & cr::EFER_LME != 0 && x.cpu.cr0 & cr::CR0_PG != 0
-    {
-        return Err(GP0);
-    }
-    x.cpu.msrs.efer = value & !cr::EFER_LMA | old & cr::EFER_LMA;
-    if (value ^ old) & cr::EFER_NXE != 0 {
-        x.cpu.flush_tlb();
-    }
-    Ok(())
+fn find(x: &Ctx, number: u32) -> Option<&'static Row> {
+    let at = TABLE.binary_search_by_key(&number, |row| row.number).ok()?;
+    let row = &TABLE[at];
+    row.needs
+        .is_none_or(|feature| x.cpu.model.has(feature))
+        .then_some(row)
 }
 
-/// Writes the TSC. TSC_ADJUST changes by the same amount (Vol. 3B, "Time-Stamp Counter Adjustment").
-fn set_tsc(x: &mut Ctx, value: u64) {
-    let change = value.wrapping_sub(x.cpu.tsc(x.now));
-    let msrs = &mut x.cpu.msrs;
-    msrs.tsc_offset = msrs.tsc_offset.wrapping_add(change);
-    msrs.tsc_adjust = msrs.tsc_adjust.wrapping_add(change);
-    x.cpu.tsc_changed(x.now);
+/// Name of a register, for traces.
+pub(crate) fn name(number: u32) -> Option<&'static str> {
+    let at = TABLE.binary_search_by_key(&number, |row| row.number).ok()?;
+    Some(TABLE[at].name)
 }
 
-fn set_base(x: &mut Ctx, seg: Seg, value: u64) -> Exec {
-    x.cpu.seg_mut(seg).base = canonical_or_fault(value)?;
-    x.cpu.gpr[if seg == Seg::Fs {
-        reg::FS_BASE
-    } else {
-        reg::GS_BASE
-    }] = value;
-    Ok(())
-}
-
-fn mtrr_variable(cpu: &Vcpu, number: u32) -> &u64 {
-    let n = (number - 0x200) as usize;
-    &cpu.msrs.mtrr_variable[n / 2][n % 2]
-}
-
-fn set_mtrr_variable(x: &mut Ctx, number: u32, value: u64) -> Exec {
-    let n = (number - 0x200) as usize;
-    let valid = if n.is_multiple_of(2) {
-        value & 0xf00 == 0 && mtrr_type(value & 0xff)
-    } else {
-        value & 0x7ff == 0
-    };
-    if !valid || value & x.cpu.model.reserved_physical() != 0 {
-        return Err(GP0);
-    }
-    x.cpu.msrs.mtrr_variable[n / 2][n % 2] = value;
-    Ok(())
-}
-
-fn set_mtrr_fixed(x: &mut Ctx, number: u32, value: u64) -> Exec {
-    if !value
-        .to_le_bytes()
-        .iter()
-        .all(|kind| mtrr_type(u64::from(*kind)))
-    {
-        return Err(GP0);
-    }
-    let n = match number {
-        0x250 => 0,
-        0x258 | 0x259 => 1 + (number - 0x258),
-        _ => 3 + (number - 0x268),
-    };
-    x.cpu.msrs.mtrr_fixed[n as usize] = value;
-    Ok(())
-}
-
-fn find(x: &Ctx, number: u32) -> Exec<&'static Row> {
-    let after = TABLE.partition_point(|row| row.first <= number);
-    let row = after
-        .checked_sub(1)
-        .map(|n| &TABLE[n])
-        .filter(|row| number <= row.last);
-    row.filter(|row| row.needs.is_none_or(|feature| x.cpu.model.has(feature)))
-        .ok_or(GP0)
-}
-
+/// Registers that the local APIC has.
 fn is_apic(number: u32) -> bool {
     matches!(number, 0x1b | 0x6e0 | 0x800..=0x8ff)
 }
 
 /// RDMSR.
 pub(super) fn rdmsr(x: &mut Ctx) -> Exec {
-    if x.cpu.cpl != 0 {
-        return Err(GP0);
-    }
-    let number = x.cpu.gpr[reg::RCX] as u32;
-    let value = if is_apic(number) {
-        apic::msr_read(x, number)?
-    } else {
-        (find(x, number)?.read)(x, number)
-    };
+    privileged(x)?;
+    let value = read(x, x.cpu.gpr[reg::RCX] as u32)?;
     x.cpu.gpr[reg::RAX] = value & 0xffff_ffff;
     x.cpu.gpr[reg::RDX] = value >> 32;
     Ok(())
@@ -268,17 +247,93 @@ pub(super) fn rdmsr(x: &mut Ctx) -> Exec {
 
 /// WRMSR.
 pub(super) fn wrmsr(x: &mut Ctx) -> Exec {
-    if x.cpu.cpl != 0 {
+    privileged(x)?;
+    let value = x.cpu.gpr[reg::RDX] << 32 | x.cpu.gpr[reg::RAX] & 0xffff_ffff;
+    write(x, x.cpu.gpr[reg::RCX] as u32, value)
+}
+
+/// The value of a register.
+pub(crate) fn read(x: &mut Ctx, number: u32) -> Exec<u64> {
+    if is_apic(number) {
+        return crate::apic::msr_read(x, number);
+    }
+    if let Some(range) = mtrr(x, number) {
+        return Ok(*range);
+    }
+    let row = find(x, number).ok_or(GP0)?;
+    Ok(match row.holder {
+        Holder::Field(field) => *field(&mut x.cpu.msrs),
+        Holder::Constant(value) => value,
+        Holder::Special(read, _) => read(x),
+    })
+}
+
+/// Writes a register, under its rule.
+pub(crate) fn write(x: &mut Ctx, number: u32, value: u64) -> Exec {
+    if is_apic(number) {
+        return crate::apic::msr_write(x, number, value);
+    }
+    let reserved = x.cpu.model.reserved_physical();
+    if let Some(range) = mtrr(x, number) {
+        if !mtrr_value_is_valid(number, value, reserved) {
+            return Err(GP0);
+        }
+        *range = value;
+        return Ok(());
+    }
+    let row = find(x, number).ok_or(GP0)?;
+    let allowed = match row.rule {
+        Rule::Any => true,
+        Rule::Canonical => canonical(value),
+        Rule::Bits(bits) => value & !bits == 0,
+        Rule::Check(check) => check(value),
+        Rule::ReadOnly => false,
+    };
+    if !allowed {
         return Err(GP0);
     }
-    let number = x.cpu.gpr[reg::RCX] as u32;
-    let value = x.cpu.gpr[reg::RDX] << 32 | x.cpu.gpr[reg::RAX] & 0xffff_ffff;
-    if is_apic(number) {
-        apic::msr_write(x, number, value)
-    } else {
-        (find(x, number)?.write)(x, number, value)
+    match row.holder {
+        Holder::Field(field) => *field(&mut x.cpu.msrs) = value,
+        Holder::Constant(_) => {}
+        Holder::Special(_, write) => write(x, value)?,
+    }
+    Ok(())
+}
+
+// ---- memory type ranges: kept, without effect ----
+
+/// The storage of a range register.
+fn mtrr<'a>(x: &'a mut Ctx, number: u32) -> Option<&'a mut u64> {
+    let msrs = &mut x.cpu.msrs;
+    if !x.cpu.model.has(Feature::Mtrr) {
+        return None;
+    }
+    match number {
+        0x200..=0x20f => {
+            let n = (number - 0x200) as usize;
+            Some(&mut msrs.mtrr_variable[n / 2][n % 2])
+        }
+        0x250 => Some(&mut msrs.mtrr_fixed[0]),
+        0x258 | 0x259 => Some(&mut msrs.mtrr_fixed[(number - 0x257) as usize]),
+        0x268..=0x26f => Some(&mut msrs.mtrr_fixed[(number - 0x265) as usize]),
+        _ => None,
     }
 }
+
+fn mtrr_value_is_valid(number: u32, value: u64, reserved: u64) -> bool {
+    match number {
+        // Mask: valid bit 11 and the address bits.
+        0x200..=0x20f if number & 1 != 0 => value & (reserved | 0x7ff) == 0,
+        0x200..=0x20f => value & (reserved | 0xf00) == 0 && mtrr_type_is_valid(value as u8),
+        _ => value.to_le_bytes().into_iter().all(mtrr_type_is_valid),
+    }
+}
+
+fn def_type_is_valid(value: u64) -> bool {
+    value & !MTRR_DEF_TYPE_BITS == 0 && mtrr_type_is_valid(value as u8)
+}
+
+// ---- registers with rules of their own ----
 
 impl Vcpu {
     /// Time-stamp counter at a tick.
@@ -287,19 +342,150 @@ impl Vcpu {
     }
 }
 
+fn tsc(x: &mut Ctx) -> u64 {
+    x.cpu.tsc(x.now)
+}
+
+/// A write to the TSC moves IA32_TSC_ADJUST by as much (Vol. 3B, "Time-Stamp Counter Adjustment").
+fn set_tsc(x: &mut Ctx, value: u64) -> Exec {
+    let moved = value.wrapping_sub(tsc(x));
+    move_tsc(x, moved);
+    Ok(())
+}
+
+fn set_tsc_adjust(x: &mut Ctx, value: u64) -> Exec {
+    let moved = value.wrapping_sub(x.cpu.msrs.tsc_adjust);
+    move_tsc(x, moved);
+    Ok(())
+}
+
+fn move_tsc(x: &mut Ctx, by: u64) {
+    let msrs = &mut x.cpu.msrs;
+    msrs.tsc_offset = msrs.tsc_offset.wrapping_add(by);
+    msrs.tsc_adjust = msrs.tsc_adjust.wrapping_add(by);
+    x.cpu.tsc_changed(x.now);
+}
+
+/// Deviation: CPUID limiting, XD disabling and the MONITOR switch stay as they are.
+fn set_misc_enable(x: &mut Ctx, value: u64) -> Exec {
+    let msr = &mut x.cpu.msrs.misc_enable;
+    *msr = *msr & !MISC_ENABLE_WRITABLE | value & MISC_ENABLE_WRITABLE;
+    Ok(())
+}
+
+fn set_efer(x: &mut Ctx, value: u64) -> Exec {
+    let old = x.cpu.msrs.efer;
+    // LMA follows LME and CR0.PG; what is written to it does not matter.
+    let new = value & !cr::EFER_LMA | old & cr::EFER_LMA;
+    let paging = x.cpu.cr0 & cr::CR0_PG != 0;
+    let changed = old ^ new;
+    if new & !x.cpu.model.efer_bits() != 0 || changed & cr::EFER_LME != 0 && paging {
+        return Err(GP0);
+    }
+    x.cpu.msrs.efer = new;
+    if changed & cr::EFER_NXE != 0 {
+        x.cpu.flush_tlb();
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Model;
+    use crate::testing::Fixture;
 
     #[test]
-    fn the_table_is_sorted_and_without_overlap() {
-        assert!(TABLE.windows(2).all(|pair| pair[0].last < pair[1].first));
-        assert!(TABLE.iter().all(|row| row.first <= row.last));
+    fn the_table_is_in_order() {
+        assert!(TABLE.is_sorted_by_key(|row| row.number));
+        assert_eq!(name(0xc000_0080), Some("IA32_EFER"));
     }
 
     #[test]
-    fn a_memory_type_that_does_not_exist_is_refused() {
-        assert!(pat_is_valid(0x0007_0406_0007_0406));
-        assert!(!pat_is_valid(2));
+    fn every_register_can_be_read_and_written_back_unless_read_only() {
+        let mut f = Fixture::long();
+        for row in TABLE {
+            let done = f.with(|x| {
+                let value = read(x, row.number)?;
+                write(x, row.number, value)
+            });
+            let read_only = matches!(row.rule, Rule::ReadOnly);
+            assert_eq!(done.is_err(), read_only, "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn unknown_registers_fault_and_so_do_those_of_absent_features() {
+        let mut f = Fixture::long();
+        for number in [0, 0x3a, 0x480, 0x4000_0000, 0xc000_0085, u32::MAX] {
+            assert_eq!(f.with(|x| read(x, number)), Err(GP0), "{number:x}");
+        }
+        f.cpu.model = Model::by_name("baseline").unwrap();
+        for number in [0x3b, 0x10a, 0xda0, 0xc000_0103] {
+            assert_eq!(f.with(|x| read(x, number)), Err(GP0), "{number:x}");
+        }
+        f.enter(3);
+        assert_eq!(f.execute(&[0x0f, 0x32]), Err(GP0));
+    }
+
+    #[test]
+    fn impossible_values_are_refused() {
+        let mut f = Fixture::long();
+        for (number, value) in [
+            (0xc000_0082, 1 << 47),
+            (0xc000_0101, 1 << 47),
+            (0xc000_0084, 1 << 32),
+            (0x277, 0x02),
+            (0x277, 0x0800_0000_0000_0000),
+            (0x2ff, 1 << 9),
+            (0x200, 2),
+            (0x201, 1 << 40),
+            (0x250, 3),
+            (0xda0, 1),
+            (0xfe, 0x508),
+            (0xc000_0080, 1 << 1),
+            (0xc000_0080, cr::EFER_NXE), // LME off under paging
+        ] {
+            assert_eq!(f.with(|x| write(x, number, value)), Err(GP0), "{number:x}");
+        }
+    }
+
+    #[test]
+    fn wrmsr_takes_both_halves() {
+        let mut f = Fixture::long();
+        f.cpu.gpr[reg::RCX] = 0xc000_0081;
+        f.cpu.gpr[reg::RAX] = 0xffff_ffff_1234_5678;
+        f.cpu.gpr[reg::RDX] = 0xffff_ffff_9abc_def0;
+        f.execute(&[0x0f, 0x30]).unwrap();
+        assert_eq!(f.cpu.msrs.star, 0x9abc_def0_1234_5678);
+        f.execute(&[0x0f, 0x32]).unwrap();
+        assert_eq!(f.cpu.gpr[reg::RAX], 0x1234_5678);
+        assert_eq!(f.cpu.gpr[reg::RDX], 0x9abc_def0);
+    }
+
+    #[test]
+    fn tsc_and_tsc_adjust_move_together() {
+        let mut f = Fixture::long();
+        f.with(|x| write(x, 0x10, 5000)).unwrap();
+        assert_eq!(f.with(|x| read(x, 0x10)), Ok(5000));
+        assert_eq!(f.with(|x| read(x, 0x3b)), Ok(4000));
+        f.with(|x| write(x, 0x3b, 0)).unwrap();
+        assert_eq!(f.with(|x| read(x, 0x10)), Ok(1000));
+    }
+
+    #[test]
+    fn efer_keeps_lma() {
+        let mut f = Fixture::long();
+        f.with(|x| write(x, 0xc000_0080, cr::EFER_LME)).unwrap();
+        assert_eq!(f.cpu.msrs.efer, cr::EFER_LME | cr::EFER_LMA);
+    }
+
+    #[test]
+    fn a_base_written_by_wrmsr_is_used_at_once() {
+        let mut f = Fixture::long();
+        f.poke(0x9008, 0x77);
+        f.with(|x| write(x, 0xc000_0100, 0x9000)).unwrap();
+        f.execute(&[0x64, 0x8b, 0x04, 0x25, 8, 0, 0, 0]).unwrap();
+        assert_eq!(f.cpu.gpr[0], 0x77);
     }
 }
