@@ -382,3 +382,58 @@ fn too_many_virtio_devices_are_refused() {
             .is_err()
     );
 }
+
+#[test]
+fn any_accesses_at_any_time_neither_panic_nor_stall() {
+    let mut rig = rig();
+    let image = Block::new(Box::new(vec![7u8; 70_000]), false);
+    rig.board.add_virtio(Backend::Block(image)).unwrap();
+    rig.board
+        .add_virtio(Backend::Console(Console::default()))
+        .unwrap();
+    rig.board.add_device(Box::new(Counter::default())).unwrap();
+    let ports: Vec<u16> = (0..=u16::MAX)
+        .filter(|&port| Port::at(port).is_some() || port % 0x700 == 0)
+        .collect();
+    let bases = [
+        layout::VIRTIO_BASE,
+        layout::VIRTIO_BASE + layout::VIRTIO_STRIDE,
+        layout::IO_APIC,
+        layout::TEST_RAM + layout::TEST_RAM_SIZE - 0x100,
+        0xe000_0f80,
+        u64::MAX - 0x200,
+    ];
+    let mut seed = 3u64;
+    let mut random = move || {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1);
+        seed >> 31
+    };
+    for _ in 0..300_000 {
+        let (choice, value) = (random(), random());
+        let width = 1 << (choice & 3);
+        let port = ports[choice as usize / 16 % ports.len()];
+        let address = bases[choice as usize / 16 % bases.len()] + (random() & 0x1ff);
+        match choice >> 2 & 3 {
+            0 => _ = rig.inp(port, width.min(4)),
+            1 => rig.out(port, width.min(4), value as u32),
+            2 => _ = rig.load(address, width),
+            _ => rig.store(address, width, value & 0xffff),
+        }
+        rig.now = rig.now.saturating_add(match choice >> 20 & 0xfff {
+            0 => 1 << 45,
+            step => step,
+        });
+        rig.board.advance(&mut rig.ram, rig.now);
+        assert!(rig.board.deadline().is_none_or(|due| due > rig.now));
+        while rig.board.take_message().is_some() {}
+        if rig.board.intr() {
+            rig.board.acknowledge(rig.now);
+        }
+        rig.board.end_of_interrupt(rig.now, value as u8);
+        rig.board.serial_input(&[value as u8]);
+        rig.board.take_debug_output();
+    }
+    let state = rig.board.state();
+    rig.board.restore(&state).unwrap();
+    assert_eq!(rig.board.state(), state);
+}
