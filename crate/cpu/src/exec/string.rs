@@ -239,14 +239,13 @@ fn many(x: &mut Ctx, i: &Instruction, shape: Shape, left: u64) -> Option<u64> {
             return None;
         }
         let at = x.cpu.tlb.write_offset(to, n * size, x.cpu.tlb_key)?;
-        let element = &x.cpu.gpr[RAX].to_le_bytes()[..shape.element];
+        let value = x.cpu.gpr[RAX];
         let bytes = &mut x.ram.bytes_mut()[at..at + (n * size) as usize];
-        if let [byte] = element {
-            bytes.fill(*byte);
-        } else {
-            for place in bytes.chunks_exact_mut(shape.element) {
-                place.copy_from_slice(element);
-            }
+        match size {
+            1 => bytes.fill(value as u8),
+            2 => fill(bytes, (value as u16).to_le_bytes()),
+            4 => fill(bytes, (value as u32).to_le_bytes()),
+            _ => fill(bytes, value.to_le_bytes()),
         }
         advance(x, RDI, shape, n);
         return Some(n);
@@ -280,6 +279,12 @@ fn many(x: &mut Ctx, i: &Instruction, shape: Shape, left: u64) -> Option<u64> {
     advance(x, RSI, shape, n);
     advance(x, RDI, shape, n);
     Some(n)
+}
+
+fn fill<const N: usize>(bytes: &mut [u8], element: [u8; N]) {
+    for place in bytes.as_chunks_mut::<N>().0 {
+        *place = element;
+    }
 }
 
 /// Elements before a 16- or 32-bit address wraps.
