@@ -313,11 +313,16 @@ pub const ROWS: &[Row] = {
                 };
                 let class = [5, 12, 13, 14, 17];
                 let both = class.contains(&host) && class.contains(&ours) && host != ours;
-                // Two apply where an access is misaligned under AC, where it wraps round 4 GiB, and
-                // where a call has a bad target and a bad stack.
+                // Two apply where an access is misaligned under AC, where it wraps round 4 GiB, where
+                // a call has a bad target and a bad stack, and where a vector that must be aligned is
+                // neither aligned nor canonical.
                 let two =
                     [host, ours].contains(&17) || wraps(c) || c.is(&[Call, Maskmovq, Maskmovdqu]);
-                m.whole |= both && two;
+                let aligned_vector = [12, 13].contains(&host)
+                    && [12, 13].contains(&ours)
+                    && c.instruction.memory_size().size() == 16
+                    && operand_address(c.case, c.instruction).is_some_and(|a| a & 15 != 0);
+                m.whole |= both && (two || aligned_vector);
             },
         },
         Row {
@@ -497,26 +502,46 @@ pub const ROWS: &[Row] = {
             },
         },
         Row {
-            id: "x87.remainder",
-            cite: "Vol. 2, \"FPREM\", \"FPREM1\", \"FPU Flags Affected\": the quotient bits are given for a result; there is none after an invalid operation",
+            id: "x87.push_empty",
+            cite: "Vol. 2, \"FLD\", \"FPU Flags Affected\": C1 tells overflow from underflow; which counts when an empty register is pushed onto a full stack is not said",
             reason: Reason::Undefined,
             mask: |c, m| {
+                let both = c.host.state.fpu.status & c.ours.state.fpu.status & 0x40 != 0;
+                if c.instruction.code() == iced_x86::Code::Fld_sti && both {
+                    m.status |= C1;
+                }
+            },
+        },
+        Row {
+            id: "x87.remainder",
+            cite: "Vol. 2, \"FPREM\", \"FPREM1\", \"FPU Flags Affected\": the quotient bits are given for a result; there is none with a NaN or after an invalid operation",
+            reason: Reason::Undefined,
+            mask: |c, m| {
+                let exponent =
+                    |o: &Outcome| u16::from_le_bytes([o.state.fpu.st[0][8], o.state.fpu.st[0][9]]);
                 let invalid = c.host.state.fpu.status & c.ours.state.fpu.status & 1 != 0;
-                if c.is(&[Fprem, Fprem1]) && invalid {
+                let nan = exponent(c.host) & exponent(c.ours) & 0x7fff == 0x7fff;
+                if c.is(&[Fprem, Fprem1]) && (invalid || nan) {
                     m.status |= CONDITION;
                 }
             },
         },
         Row {
             id: "x87.compare_unmasked",
-            cite: "Vol. 2, \"FCOM/FCOMP/FCOMPP\": the condition codes are not set by an unmasked invalid operation; AMD sets them, also before an unmasked denormal operand",
+            cite: "Vol. 2, \"FCOM/FCOMP/FCOMPP\", \"FCOMI/FCOMIP/FUCOMI/FUCOMIP\": condition codes and flags are not set by an unmasked invalid operation; AMD sets them, also before an unmasked denormal operand",
             reason: Reason::Host,
             mask: |c, m| {
                 let compare = c.is(&[
                     Fcom, Fcomp, Fcompp, Fucom, Fucomp, Fucompp, Ficom, Ficomp, Ftst,
                 ]);
-                if compare && c.host.state.fpu.status & 0x80 != 0 {
+                let into_flags = c.is(&[Fcomi, Fcomip, Fucomi, Fucomip]);
+                if c.host.state.fpu.status & 0x80 == 0 {
+                    return;
+                }
+                if compare {
                     m.status |= CONDITION;
+                } else if into_flags {
+                    m.flags |= STATUS;
                 }
             },
         },
