@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use hypernest_cpu::{MAX_CPUS, Model, PAGE_SIZE, Ram, RamError};
+use hypernest_cpu::{MAX_CPUS, Model, PAGE_SIZE, Ram, RamError, VcpuState};
 
 use crate::acpi;
 use crate::board::Board;
@@ -284,6 +284,8 @@ impl<'a> MachineBuilder<'a> {
                 .iter()
                 .map(|(text, bytes)| Module { text, bytes })
                 .collect();
+            let mut reset = engine.read_state(0)?;
+            virtual_wire(&mut reset);
             let booted = Boot {
                 image,
                 raw: self.raw,
@@ -293,7 +295,7 @@ impl<'a> MachineBuilder<'a> {
                 modules: &modules,
                 acpi: (!self.raw).then_some(&tables),
             }
-            .load(&mut ram, engine.read_state(0)?)?;
+            .load(&mut ram, reset)?;
             engine.write_state(0, &booted.state)?;
             boot = Some(format!("{}, entered as {}", booted.kind.name(), booted.how));
         } else if self.initrd.is_some() || !self.modules.is_empty() || !self.command_line.is_empty()
@@ -310,4 +312,14 @@ impl<'a> MachineBuilder<'a> {
             boot,
         })
     }
+}
+
+/// The boot processor's local APIC as a PC's firmware leaves it: the 8259 interrupts through
+/// LINT0, LINT1 is NMI (MultiProcessor Specification, "Virtual Wire Mode").
+fn virtual_wire(state: &mut VcpuState) {
+    const LINT0: usize = 4;
+    const LINT1: usize = 5;
+    state.apic.svr = 0x1ff;
+    state.apic.lvt[LINT0] = 0x8700;
+    state.apic.lvt[LINT1] = 0x0400;
 }

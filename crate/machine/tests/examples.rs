@@ -1,5 +1,7 @@
 //! Every example runs to its end. Each checks its own results.
 
+#[path = "../examples/custom_device.rs"]
+mod custom_device;
 #[path = "../examples/hello.rs"]
 mod hello;
 #[path = "../examples/observers.rs"]
@@ -10,6 +12,11 @@ mod registers_and_memory;
 mod save_and_compare;
 #[path = "../examples/serial_terminal.rs"]
 mod serial_terminal;
+
+#[test]
+fn custom_device_runs() {
+    custom_device::main().unwrap();
+}
 
 #[test]
 fn hello_runs() {

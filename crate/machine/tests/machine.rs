@@ -105,6 +105,28 @@ fn a_text_stops_the_run_and_the_next_run_goes_on() {
 }
 
 #[test]
+fn a_tick_stops_the_run_exactly() {
+    let code = ticker();
+    let mut machine = small(&code).build().unwrap();
+    for tick in [1, 2, 1000, 1_234_567] {
+        assert_eq!(machine.run(&Until::tick(tick)).unwrap(), Stop::Tick);
+        assert_eq!(machine.now(), tick);
+    }
+}
+
+#[test]
+fn the_timer_interrupts_a_running_guest() {
+    let code = ticker();
+    let mut machine = small(&code).build().unwrap();
+    machine.run(&Until::tick(100_000_000)).unwrap();
+    assert!(
+        (99..=100).contains(&count(&machine, 0x604)),
+        "{}",
+        count(&machine, 0x604)
+    );
+}
+
+#[test]
 fn a_breakpoint_stops_before_the_instruction_and_the_next_run_passes_it() {
     let code = printer("ab", 3);
     let mut machine = small(&code).build().unwrap();
@@ -140,6 +162,79 @@ fn registers_and_memory_can_be_changed() {
     assert!(machine.read_vcpu(1).is_err());
     assert!(machine.peek_virtual(0, 0xffff_0000, &mut [0]).is_err());
     assert!(machine.poke_physical(1 << 20, &[0]).is_err());
+}
+
+#[test]
+fn nobody_left_to_wake_is_idle_and_input_wakes() {
+    let code = real(|a| {
+        let mut wait = a.create_label();
+        a.mov(dx, 0x3f9)?;
+        a.mov(al, 1)?;
+        a.out(dx, al)?;
+        a.set_label(&mut wait)?;
+        a.cli()?;
+        a.hlt()?;
+        a.jmp(wait)
+    });
+    let mut machine = small(&code).build().unwrap();
+    assert_eq!(machine.run(&Until::end()).unwrap(), Stop::Idle);
+    // With a tick to reach, idle time is skipped up to it.
+    assert_eq!(machine.run(&Until::tick(1 << 50)).unwrap(), Stop::Tick);
+    assert_eq!(machine.now(), 1 << 50);
+}
+
+#[test]
+fn every_end_is_told_apart() {
+    let byte = |port: u16, value: u32| {
+        real(|a| {
+            a.mov(dx, u32::from(port))?;
+            a.mov(al, value)?;
+            a.out(dx, al)
+        })
+    };
+    let off = real(|a| {
+        a.mov(dx, 0x604)?;
+        a.mov(ax, 0x3400)?;
+        a.out(dx, ax)
+    });
+    let triple = real(|a| {
+        a.lidt(ptr(0x500))?;
+        a.int3()
+    });
+    let ends = [
+        (byte(0x64, 0xfe), Stop::Reset),
+        (byte(0xcf9, 6), Stop::Reset),
+        (byte(0xf4, 7), Stop::Exit { value: 7 }),
+        (off, Stop::PoweredOff),
+        (triple, Stop::TripleFault { vcpu: 0 }),
+    ];
+    for (code, end) in ends {
+        let mut machine = small(&code).build().unwrap();
+        for _ in 0..2 {
+            assert_eq!(machine.run(&Until::end()).unwrap(), end);
+        }
+    }
+}
+
+#[test]
+fn the_same_machine_runs_the_same_whatever_the_block_length_and_the_slices() {
+    let code = ticker();
+    let run = |block: u32, slice: u64| {
+        let mut machine = small(&code).block_length(block).build().unwrap();
+        while machine.now() < 3_000_000 {
+            let next = (machine.now() + slice).min(3_000_000);
+            machine.run(&Until::tick(next)).unwrap();
+        }
+        machine.state_hash().unwrap()
+    };
+    let hash = run(0, u64::MAX / 2);
+    for (block, slice) in [(1, 3_000_000), (7, 3_000_000), (64, 12_345), (3, 1_000)] {
+        assert_eq!(
+            run(block, slice),
+            hash,
+            "blocks of {block}, slices of {slice}"
+        );
+    }
 }
 
 #[test]
