@@ -1,2 +1,53 @@
-//! See ARCHITECTURE.md.
-fn main() {}
+//! The `hypernest` command: boots an image on a machine in software, on the terminal.
+
+mod args;
+mod demo;
+mod drive;
+mod dump;
+mod files;
+mod postmortem;
+mod progress;
+mod report;
+mod run;
+mod setup;
+mod terminal;
+mod trace;
+
+/// Exit status for bad input.
+const BAD_INPUT: i32 = 2;
+/// Exit status when the host fails during a run.
+const HOST_FAILED: i32 = 1;
+
+fn main() {
+    let status = match args::parse(std::env::args_os()) {
+        Ok(args) => execute(&args),
+        Err(message) => {
+            complain(&message);
+            BAD_INPUT
+        }
+    };
+    std::process::exit(status);
+}
+
+fn execute(args: &args::Cli) -> i32 {
+    let result = match &args.command {
+        Some(args::Command::Run(args)) => run::run(args),
+        None => run::run_demo(),
+    };
+    result.unwrap_or_else(|error| {
+        if error.downcast_ref::<run::BadInput>().is_some() {
+            // The marker is outermost; what it marks is the message.
+            let parts: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+            complain(&parts.join(": "));
+            BAD_INPUT
+        } else {
+            complain(&format!("{error:#}"));
+            HOST_FAILED
+        }
+    })
+}
+
+/// One line on stderr.
+fn complain(message: &str) {
+    eprintln!("hypernest: {}", message.replace('\n', " "));
+}

@@ -1,0 +1,328 @@
+//! Runs a machine in slices, and between them moves serial bytes, keeps guest time near real time
+//! where somebody may type, and looks at the clock.
+
+use std::fs::File;
+use std::io::{IsTerminal, Write, stderr, stdout};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use hypernest_machine::{Machine, Stop, Tick, Until};
+
+use crate::args::SerialTo;
+use crate::postmortem::is_deliberate;
+use crate::progress::Progress;
+use crate::report::End;
+use crate::terminal::{HELP, Input, Key, Keys, Raw, Stdin, is_interactive};
+use crate::{dump, files};
+
+/// Ticks per slice while nobody can type.
+const SLICE: Tick = 20_000_000;
+/// Ticks per slice while somebody may: short, so that a key is never late.
+const TYPING_SLICE: Tick = 2_000_000;
+/// Guest time this much ahead of real time is waited for.
+const AHEAD: Duration = Duration::from_millis(2);
+/// Guest time this much behind real time is never caught up.
+const BEHIND: Duration = Duration::from_millis(50);
+
+/// When a run ends, other than by the guest's will.
+pub struct Limits {
+    /// At this tick.
+    pub stop_at: Option<Tick>,
+    /// When this appears.
+    pub stop_on: Option<String>,
+    /// After this much real time.
+    pub timeout: Option<Duration>,
+    /// Even a deliberate triple fault is a crash.
+    pub break_on_triple_fault: bool,
+}
+
+/// What came of a run.
+pub struct Outcome {
+    /// Why it ended.
+    pub end: End,
+    /// Real time in the machine.
+    pub running: Duration,
+    /// Real time waiting.
+    pub waiting: Duration,
+    /// Times the machine returned.
+    pub stops: u64,
+    /// What was typed, and when.
+    pub typed: Vec<(Tick, Vec<u8>)>,
+}
+
+/// Where serial output goes.
+enum Output {
+    Stdout,
+    File(File, String),
+    Nowhere,
+}
+
+impl Output {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        match self {
+            Output::Stdout => {
+                let mut out = stdout().lock();
+                out.write_all(bytes)
+                    .and_then(|()| out.flush())
+                    .context("cannot write serial output to stdout")
+            }
+            Output::File(file, name) => file
+                .write_all(bytes)
+                .with_context(|| format!("cannot write serial output to {name}")),
+            Output::Nowhere => Ok(()),
+        }
+    }
+}
+
+/// The serial port's other end.
+pub struct Serial {
+    output: Output,
+    stdin: Option<Stdin>,
+    keys: Option<Keys>,
+    raw: Option<Raw>,
+}
+
+impl Serial {
+    /// Opens what the port is connected to. A terminal goes into raw mode until this is dropped.
+    pub fn open(to: &SerialTo) -> Result<Serial> {
+        let mut serial = Serial {
+            output: Output::Nowhere,
+            stdin: None,
+            keys: None,
+            raw: None,
+        };
+        match to {
+            SerialTo::None => {}
+            SerialTo::Output => serial.output = Output::Stdout,
+            SerialTo::File(path) => {
+                let file = files::create("serial output", path)?;
+                serial.output = Output::File(file, path.display().to_string());
+            }
+            SerialTo::Stdio => {
+                serial.output = Output::Stdout;
+                if is_interactive() {
+                    serial.raw = Some(Raw::enter().context("cannot set the terminal to raw mode")?);
+                    serial.keys = Some(Keys::default());
+                }
+                serial.stdin = Some(Stdin::start().context("cannot read stdin")?);
+            }
+        }
+        Ok(serial)
+    }
+
+    /// Whether something may still be typed.
+    fn is_open(&self) -> bool {
+        self.stdin.as_ref().is_some_and(Stdin::is_open)
+    }
+
+    /// Whether a progress line would not be in the way.
+    fn leaves_room_for_progress(&self) -> bool {
+        !matches!(self.output, Output::Stdout) || !stdout().is_terminal() && self.raw.is_none()
+    }
+
+    /// Waits at most `time` for input. What it means is in the order of the keys.
+    fn input(&mut self, time: Duration) -> Vec<Key> {
+        let Some(stdin) = &mut self.stdin else {
+            std::thread::sleep(time);
+            return Vec::new();
+        };
+        let input = if time.is_zero() {
+            stdin.poll()
+        } else {
+            stdin.wait(time)
+        };
+        match (input, &mut self.keys) {
+            (Input::Bytes(bytes), Some(keys)) => keys.feed(&bytes),
+            (Input::Bytes(bytes), None) => vec![Key::Bytes(bytes)],
+            (Input::Nothing | Input::End, _) => Vec::new(),
+        }
+    }
+}
+
+/// Relates guest time to real time.
+struct Pace {
+    tick: Tick,
+    at: Instant,
+}
+
+impl Pace {
+    fn start(now: Tick) -> Pace {
+        Pace {
+            tick: now,
+            at: Instant::now(),
+        }
+    }
+
+    /// How far guest time is ahead of real time. A guest that is slower than real time runs slow;
+    /// it does not catch up later.
+    fn ahead(&mut self, now: Tick) -> Duration {
+        let guest = Duration::from_nanos(now - self.tick);
+        let real = self.at.elapsed();
+        if real > guest + BEHIND {
+            *self = Pace::start(now);
+        }
+        guest.saturating_sub(real)
+    }
+}
+
+/// Runs `machine` to its end.
+///
+/// # Errors
+/// The host fails: output cannot be written.
+pub fn drive(machine: &mut Machine, serial: &mut Serial, limits: &Limits) -> Result<Outcome> {
+    let mut outcome = Outcome {
+        end: End::Quit,
+        running: Duration::ZERO,
+        waiting: Duration::ZERO,
+        stops: 0,
+        typed: Vec::new(),
+    };
+    let progress = if serial.leaves_room_for_progress() {
+        Progress::run(limits.stop_at)
+    } else {
+        Progress::hidden()
+    };
+    let started = Instant::now();
+    let mut pace = Pace::start(machine.now());
+    let mut slice = SLICE;
+    let mut wait = Duration::ZERO;
+    outcome.end = loop {
+        let waiting = Instant::now();
+        let keys = serial.input(wait);
+        outcome.waiting += waiting.elapsed();
+        if let Some(end) = type_keys(machine, keys, &mut outcome.typed)? {
+            break end;
+        }
+        if serial.raw.as_ref().is_some_and(Raw::ended) {
+            break End::Quit;
+        }
+        if limits
+            .timeout
+            .is_some_and(|limit| started.elapsed() >= limit)
+        {
+            break End::Timeout;
+        }
+
+        let paced = serial.is_open();
+        let target = machine
+            .now()
+            .saturating_add(if paced { TYPING_SLICE } else { slice })
+            .min(limits.stop_at.unwrap_or(Tick::MAX));
+        let before = machine.instructions();
+        let mut until = Until::tick(target);
+        if let Some(text) = &limits.stop_on {
+            until = until.text(text);
+        }
+        let running = Instant::now();
+        let stop = machine.run(&until)?;
+        outcome.running += running.elapsed();
+        outcome.stops += 1;
+        serial.output.write(&machine.take_serial_output())?;
+        debug_output(&machine.take_debug_output());
+        let instructions = machine.instructions().unwrap_or(0);
+        let rate = instructions as f64 / outcome.running.as_secs_f64().max(1e-9);
+        progress.set(machine.now(), instructions, rate);
+
+        if let Some(end) = end_of(machine, &stop, limits)? {
+            break end;
+        }
+        // A machine that only sleeps is taken along in ever larger steps, to its end of time.
+        let asleep = before == machine.instructions() && !paced;
+        slice = if asleep {
+            slice.saturating_mul(2)
+        } else {
+            SLICE
+        };
+        wait = if paced {
+            pause(&mut pace, machine.now(), limits, started)
+        } else {
+            Duration::ZERO
+        };
+    };
+    Ok(outcome)
+}
+
+/// How long to wait before the guest goes on.
+fn pause(pace: &mut Pace, now: Tick, limits: &Limits, started: Instant) -> Duration {
+    let ahead = pace.ahead(now);
+    if ahead < AHEAD {
+        return Duration::ZERO;
+    }
+    match limits.timeout {
+        Some(limit) => ahead.min(limit.saturating_sub(started.elapsed())),
+        None => ahead,
+    }
+}
+
+fn type_keys(
+    machine: &mut Machine,
+    keys: Vec<Key>,
+    typed: &mut Vec<(Tick, Vec<u8>)>,
+) -> Result<Option<End>> {
+    for key in keys {
+        match key {
+            Key::Quit => return Ok(Some(End::Quit)),
+            Key::Help => {
+                let mut out = stdout().lock();
+                out.write_all(HELP.as_bytes()).and_then(|()| out.flush())?;
+            }
+            Key::Bytes(bytes) => {
+                machine.serial_input(&bytes);
+                typed.push((machine.now(), bytes));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// What the guest writes to port E9H. Nobody can be told when stderr is gone.
+fn debug_output(bytes: &[u8]) {
+    if !bytes.is_empty() {
+        let _ = stderr().write_all(bytes);
+    }
+}
+
+fn end_of(machine: &Machine, stop: &Stop, limits: &Limits) -> Result<Option<End>> {
+    Ok(Some(match stop {
+        Stop::Tick if limits.stop_at.is_some_and(|at| machine.now() >= at) => End::Tick,
+        Stop::Tick => return Ok(None),
+        Stop::Text { .. } => End::Text,
+        Stop::PoweredOff => End::PowerOff,
+        Stop::Reset => End::Reset,
+        Stop::Exit { value } => End::DebugExit(*value),
+        Stop::TripleFault { vcpu } => {
+            let state = machine.read_vcpu(*vcpu)?;
+            let mut code = [0; 2];
+            let _ = machine.peek_virtual(*vcpu, dump::code_address(&state), &mut code);
+            if is_deliberate(&state, &code) && !limits.break_on_triple_fault {
+                End::TripleFaultReset
+            } else {
+                End::TripleFault { vcpu: *vcpu }
+            }
+        }
+        Stop::Unimplemented { vcpu, what, rip } => End::Unimplemented {
+            vcpu: *vcpu,
+            what: what.clone(),
+            rip: *rip,
+        },
+        Stop::Idle => End::Idle,
+        _ => return Ok(None),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_guest_is_not_caught_up_later() {
+        let mut pace = Pace {
+            tick: 0,
+            at: Instant::now() - Duration::from_secs(10),
+        };
+        assert_eq!(pace.ahead(1_000_000_000), Duration::ZERO);
+        // From here on time counts anew: one second later in the guest is one second ahead.
+        let ahead = pace.ahead(2_000_000_000);
+        assert!(ahead > Duration::from_millis(900), "{ahead:?}");
+    }
+}

@@ -1,0 +1,201 @@
+//! `hypernest run`, and the built-in guest.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use hypernest_machine::{Machine, Tick, Until};
+
+use crate::args::{BreakOn, RunArgs, SerialTo};
+use crate::drive::{Limits, Outcome, Serial, drive};
+use crate::postmortem::{self, Scene};
+use crate::progress::Progress;
+use crate::report::{End, Report};
+use crate::setup::Setup;
+use crate::trace::{Last, Names, Trace};
+use crate::{demo, dump, files};
+
+/// A crashed run that took longer is made again only when `--break-on` asks for it.
+const REPLAY_LIMIT: Duration = Duration::from_secs(60);
+/// Ticks before the crash from which on instructions are recorded.
+const REPLAY_TRACED: Tick = 50_000;
+
+/// What to print and write besides the run itself.
+struct Looks {
+    report: bool,
+    report_json: Option<(std::fs::File, PathBuf)>,
+    trace: Option<(Trace, PathBuf)>,
+    always_replay: bool,
+}
+
+/// Runs an image; the exit status. Nothing has run when the error is a [`BadInput`].
+pub fn run(args: &RunArgs) -> Result<i32> {
+    let prepared = prepare(args).map_err(|error| error.context(BadInput))?;
+    let (setup, mut machine, looks, mut serial) = prepared;
+    if let Some((trace, _)) = &looks.trace {
+        machine.set_tracer(Some(trace.tracer()))?;
+    }
+    let limits = Limits {
+        stop_at: args.stop_at,
+        stop_on: args.stop_on.clone(),
+        timeout: args.timeout,
+        break_on_triple_fault: args.break_on.contains(&BreakOn::TripleFault),
+    };
+    let outcome = drive(&mut machine, &mut serial, &limits)?;
+    drop(serial);
+    finish(&setup, machine, outcome, looks)
+}
+
+/// Marks an error that was found before anything ran.
+#[derive(Debug)]
+pub struct BadInput;
+
+impl std::fmt::Display for BadInput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("bad input")
+    }
+}
+
+fn prepare(args: &RunArgs) -> Result<(Setup, Machine, Looks, Serial)> {
+    let setup = Setup::read(args)?;
+    let machine = {
+        let _progress = Progress::spinner("loading the image");
+        let shown = args.image.display();
+        setup.build().with_context(|| format!("{shown}"))?
+    };
+    let report_json = match &args.report_json {
+        Some(path) => Some((files::create("report", path)?, path.clone())),
+        None => None,
+    };
+    let trace = match &args.log_instructions {
+        Some(path) => {
+            let file = files::create("instruction log", path)?;
+            let trace = Trace::log(file, setup.symbols.clone(), machine.vcpus());
+            Some((trace, path.clone()))
+        }
+        None => None,
+    };
+    let serial = Serial::open(&args.serial)?;
+    let looks = Looks {
+        report: args.report,
+        report_json,
+        trace,
+        always_replay: !args.break_on.is_empty(),
+    };
+    Ok((setup, machine, looks, serial))
+}
+
+/// Runs the built-in guest; the exit status.
+pub fn run_demo() -> Result<i32> {
+    println!(
+        "hypernest {}: the built-in guest, assembled by this program, on a machine of {} MiB",
+        env!("CARGO_PKG_VERSION"),
+        demo::MEMORY >> 20
+    );
+    let setup = Setup::demo()?;
+    let mut machine = setup.build()?;
+    let mut serial = Serial::open(&SerialTo::Output)?;
+    let limits = Limits {
+        stop_at: None,
+        stop_on: None,
+        timeout: None,
+        break_on_triple_fault: true,
+    };
+    let outcome = drive(&mut machine, &mut serial, &limits)?;
+    let looks = Looks {
+        report: true,
+        report_json: None,
+        trace: None,
+        always_replay: true,
+    };
+    let status = finish(&setup, machine, outcome, looks)?;
+    if status != 0 {
+        return Ok(status);
+    }
+    println!(
+        "\nBoot a kernel of your own with `hypernest run IMAGE`; `hypernest run --help` lists the options,\n\
+         and README.md tells how to get Linux to a prompt here and in a browser page."
+    );
+    Ok(status)
+}
+
+/// Post-mortem and report; the exit status.
+fn finish(setup: &Setup, machine: Machine, outcome: Outcome, mut looks: Looks) -> Result<i32> {
+    let report = Report {
+        end: outcome.end.clone(),
+        image: machine.boot_description().unwrap_or_default().to_owned(),
+        ticks: machine.now(),
+        instructions: machine.instructions().unwrap_or(0),
+        running: outcome.running,
+        waiting: outcome.waiting,
+        stops: outcome.stops,
+        state_hash: format!("{:016x}", machine.state_hash()?),
+    };
+    if outcome.end.is_noteworthy() {
+        eprintln!("hypernest: {}", outcome.end);
+    }
+    if let Some((trace, path)) = &looks.trace {
+        let shown = path.display();
+        trace
+            .finish()
+            .with_context(|| format!("cannot write the instruction log {shown}"))?;
+    }
+    if let End::TripleFault { vcpu } | End::Unimplemented { vcpu, .. } = outcome.end {
+        let names = Names::new(setup.symbols.clone());
+        let state = machine.read_vcpu(vcpu)?;
+        let walk = machine.walk(vcpu, dump::code_address(&state))?;
+        let scene = Scene { vcpu, state, walk };
+        eprint!("{}", scene.text(&names));
+        // The machine's memory is needed for the one that repeats its run.
+        drop(machine);
+        let last = match &looks.trace {
+            Some((trace, _)) => trace.take_last(),
+            None if looks.always_replay || outcome.running < REPLAY_LIMIT => {
+                let _progress = Progress::spinner("running again, for the last instructions");
+                replay(setup, &outcome.typed, report.ticks)?
+            }
+            None => {
+                eprintln!("for the last instructions, run again with --break-on triple-fault");
+                Vec::new()
+            }
+        };
+        eprint!("{}", postmortem::instructions(&last, &names));
+    }
+    if looks.report {
+        eprintln!("{report}");
+    }
+    if let Some((file, path)) = &mut looks.report_json {
+        let shown = path.display();
+        file.write_all(report.json().as_bytes())
+            .with_context(|| format!("cannot write the report {shown}"))?;
+    }
+    Ok(outcome.end.status())
+}
+
+/// Makes the run again, up to its crash at tick `end`, for its last instructions. A machine does
+/// the same every time, so nothing has to be recorded before something goes wrong.
+fn replay(setup: &Setup, typed: &[(Tick, Vec<u8>)], end: Tick) -> Result<Vec<Last>> {
+    let trace_from = end.saturating_sub(REPLAY_TRACED);
+    let trace = Trace::last();
+    let mut machine = setup.build()?;
+    let mut traced = false;
+    let mut run_to = |machine: &mut Machine, tick: Tick| -> Result<()> {
+        if !traced && tick >= trace_from {
+            machine.run(&Until::tick(trace_from))?;
+            machine.set_tracer(Some(trace.tracer()))?;
+            traced = true;
+        }
+        machine.run(&Until::tick(tick))?;
+        // Nobody reads what is printed again.
+        machine.take_serial_output();
+        machine.take_debug_output();
+        Ok(())
+    };
+    for (tick, bytes) in typed {
+        run_to(&mut machine, *tick)?;
+        machine.serial_input(bytes);
+    }
+    run_to(&mut machine, end.saturating_add(1))?;
+    Ok(trace.take_last())
+}

@@ -1,0 +1,161 @@
+//! From the command line to a machine, as often as asked: the same run can be made again.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use hypernest_machine::boot::Symbols;
+use hypernest_machine::{DiskImage, Machine};
+
+use crate::args::RunArgs;
+use crate::demo;
+use crate::files;
+
+/// Everything a machine is built from, read and checked.
+pub struct Setup {
+    image: Vec<u8>,
+    raw: bool,
+    name: String,
+    initrd: Option<Vec<u8>>,
+    modules: Vec<(String, Vec<u8>)>,
+    command_line: String,
+    disks: Vec<PathBuf>,
+    memory: u64,
+    cpus: u32,
+    model: Option<String>,
+    block_length: Option<u32>,
+    /// What names addresses.
+    pub symbols: Option<Arc<Symbols>>,
+}
+
+impl Setup {
+    /// Reads all files that `args` name.
+    pub fn read(args: &RunArgs) -> Result<Setup> {
+        let image = files::read("image", &args.image)?;
+        let initrd = match &args.initrd {
+            Some(path) => Some(files::read("initrd", path)?),
+            None => None,
+        };
+        let modules = args.modules.iter().map(|path| {
+            let bytes = files::read("module", path)?;
+            Ok((files::name(path), bytes))
+        });
+        let modules = modules.collect::<Result<_>>()?;
+        let symbols = match &args.symbols {
+            Some(path) => {
+                let bytes = files::read("symbol file", path)?;
+                let shown = path.display();
+                Some(Symbols::parse(&bytes).with_context(|| format!("symbol file {shown}"))?)
+            }
+            // An image may bring its own.
+            None => Symbols::parse(&image).ok(),
+        };
+        Ok(Setup {
+            image,
+            raw: false,
+            name: files::name(&args.image),
+            initrd,
+            modules,
+            command_line: args.append.clone(),
+            disks: args.disks.clone(),
+            memory: args.memory,
+            cpus: args.cpus,
+            model: args.cpu.clone(),
+            block_length: args.block_length,
+            symbols: symbols.map(Arc::new),
+        })
+    }
+
+    /// The built-in guest.
+    pub fn demo() -> Result<Setup> {
+        Ok(Setup {
+            image: demo::image()?,
+            raw: true,
+            name: "built-in".into(),
+            initrd: None,
+            modules: Vec::new(),
+            command_line: String::new(),
+            disks: Vec::new(),
+            memory: demo::MEMORY,
+            cpus: 1,
+            model: None,
+            block_length: None,
+            symbols: None,
+        })
+    }
+
+    /// A machine at its first instruction.
+    pub fn build(&self) -> Result<Machine> {
+        let mut builder = Machine::builder()
+            .memory(self.memory)
+            .cpus(self.cpus)
+            .image(self.image.as_slice())
+            .name(&self.name)
+            .command_line(&self.command_line);
+        if self.raw {
+            builder = builder.raw();
+        }
+        if let Some(model) = &self.model {
+            builder = builder.model(model);
+        }
+        if let Some(length) = self.block_length {
+            builder = builder.block_length(length);
+        }
+        if let Some(initrd) = &self.initrd {
+            builder = builder.initrd(initrd.as_slice());
+        }
+        for (name, bytes) in &self.modules {
+            builder = builder.module(name, bytes.as_slice());
+        }
+        for path in &self.disks {
+            builder = builder.disk(Disk::open(path)?);
+        }
+        Ok(builder.build()?)
+    }
+}
+
+/// A raw disk image that stays in its file.
+struct Disk {
+    file: File,
+    size: u64,
+}
+
+impl Disk {
+    fn open(path: &Path) -> Result<Disk> {
+        let shown = path.display();
+        let file = File::open(path).with_context(|| format!("cannot read the disk {shown}"))?;
+        let data = file
+            .metadata()
+            .with_context(|| format!("cannot read the disk {shown}"))?;
+        if data.is_dir() {
+            bail!("cannot read the disk {shown}: it is a directory; give a raw disk image");
+        }
+        if data.len() == 0 {
+            bail!("cannot use the disk {shown}: it is empty; give a raw disk image");
+        }
+        Ok(Disk {
+            file,
+            size: data.len(),
+        })
+    }
+}
+
+impl DiskImage for Disk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    #[cfg(unix)]
+    fn read(&self, offset: u64, into: &mut [u8]) -> bool {
+        use std::os::unix::fs::FileExt;
+        self.file.read_exact_at(into, offset).is_ok()
+    }
+
+    #[cfg(not(unix))]
+    fn read(&self, offset: u64, into: &mut [u8]) -> bool {
+        use std::io::{Read, Seek, SeekFrom};
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(offset)).is_ok() && file.read_exact(into).is_ok()
+    }
+}
