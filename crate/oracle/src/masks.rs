@@ -340,7 +340,10 @@ pub const ROWS: &[Row] = {
                 };
                 let offset = linear.wrapping_sub(base);
                 let canonical = (offset << 16) as i64 >> 16 == offset as i64;
-                m.whole |= c.case.mode == Mode::Long && !canonical && vector(c.host) == Some(13);
+                // A bit offset in a register moves the address further.
+                let bits = c.is(&[Bt, Btc, Btr, Bts]);
+                let long = c.case.mode == Mode::Long;
+                m.whole |= long && (bits || !canonical) && vector(c.host) == Some(13);
             },
         },
         Row {
@@ -509,6 +512,19 @@ pub const ROWS: &[Row] = {
                 let both = c.host.state.fpu.status & c.ours.state.fpu.status & 0x40 != 0;
                 if c.instruction.code() == iced_x86::Code::Fld_sti && both {
                     m.status |= C1;
+                }
+            },
+        },
+        Row {
+            id: "x87.load_denormal",
+            cite: "Vol. 1, \"Denormal Operand Exception (#D)\": unmasked, it leaves the stack alone; AMD has loaded the number",
+            reason: Reason::Host,
+            mask: |c, m| {
+                let [host, ours] = [c.host, c.ours].map(|o| o.state.fpu.status);
+                let unmasked = host & ours & !c.case.state.fpu.control & 2 != 0;
+                let memory = c.instruction.op_kind(c.instruction.op_count() - 1) == OpKind::Memory;
+                if c.is(&[Fld]) && memory && unmasked && host & ours & 0x80 != 0 {
+                    m.x87 = true;
                 }
             },
         },

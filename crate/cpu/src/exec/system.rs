@@ -236,15 +236,14 @@ pub(super) fn verify(x: &mut Ctx, i: &Instruction) -> Exec {
     Ok(())
 }
 
-/// ARPL.
+/// ARPL. The destination need not be writable where nothing is written.
 pub(super) fn arpl(x: &mut Ctx, i: &Instruction) -> Exec {
     protected_only(x)?;
-    let place = x.place(i, 0, Access::Write)?;
-    let selector = x.get(place)?;
+    let selector = x.operand(i, 0)?;
     let rpl = x.operand(i, 1)? & 3;
     let raise = selector & 3 < rpl;
     if raise {
-        x.put(place, selector & !3 | rpl)?;
+        x.set_operand(i, 0, selector & !3 | rpl)?;
     }
     set_zf(x, raise);
     Ok(())
