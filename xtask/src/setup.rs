@@ -68,7 +68,7 @@ impl CargoTool {
     }
 
     fn install_line(&self) -> String {
-        let mut text = format!("cargo install {}", self.package);
+        let mut text = format!("cargo install --quiet {}", self.package);
         if let Some(version) = self.version {
             text += &format!(" --version {version}");
         }

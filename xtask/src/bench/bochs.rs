@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 
 use super::measure::{Run, Usage, contains};
 use crate::guests::{Kernel, MARKER};
-use crate::run::{Group, cache, command, find, run};
+use crate::run::{Group, cache, capture, command, find, run};
 
 /// A prepared boot.
 pub struct Bochs {
@@ -41,21 +41,22 @@ impl Bochs {
             .args(["--quiet", "-o"])
             .arg(dir.join("cd.iso"))
             .arg(dir.join("cd")))?;
-        let config = "\
-display_library: nogui
-megs: 256
-cpu: count=1, ips=100000000, reset_on_triple_fault=0
-clock: sync=none
-ata0-master: type=cdrom, path=cd.iso, status=inserted
-boot: cdrom
-com1: enabled=1, mode=file, dev=serial.txt
-log: bochs.log
-panic: action=fatal
-error: action=ignore
-info: action=ignore
-";
-        fs::write(dir.join("bochsrc"), config)?;
-        Ok(Some(Self { dir }))
+        let prepared = Self { dir };
+        for display in ["nogui", "rfb, options=\"timeout=0\""] {
+            fs::write(prepared.dir.join("bochsrc"), config(display))?;
+            let tried = capture(Duration::from_secs(3), &mut prepared.command())?;
+            if !(tried.stdout + &tried.stderr).contains("not available") {
+                return Ok(Some(prepared));
+            }
+        }
+        println!("Bochs is there, but not built to run without a window");
+        Ok(None)
+    }
+
+    fn command(&self) -> std::process::Command {
+        let mut bochs = command("bochs");
+        bochs.args(["-q", "-f", "bochsrc"]).current_dir(&self.dir);
+        bochs
     }
 
     /// One run from power-on to the marker, firmware and boot loader included.
@@ -63,19 +64,19 @@ info: action=ignore
         let serial = self.dir.join("serial.txt");
         let _ = fs::remove_file(&serial);
         let start = Instant::now();
-        let group = Group::spawn(
-            command("bochs")
-                .args(["-q", "-f", "bochsrc"])
-                .current_dir(&self.dir)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null()),
-        )?;
+        let mut group = Group::spawn(self.command().stdout(Stdio::null()).stderr(Stdio::null()))?;
         let mut last = Usage::default();
         loop {
             std::thread::sleep(Duration::from_millis(20));
             last = Usage::of(group.0.id()).unwrap_or(last);
             if contains(&fs::read(&serial).unwrap_or_default(), MARKER.as_bytes()) {
                 return Ok(Run::new(start.elapsed(), last));
+            }
+            if let Some(status) = group.0.try_wait()? {
+                bail!(
+                    "Bochs ended with {status}; see {}",
+                    self.dir.join("bochs.log").display()
+                );
             }
             if start.elapsed() > limit {
                 bail!(
@@ -86,4 +87,21 @@ info: action=ignore
             }
         }
     }
+}
+
+fn config(display: &str) -> String {
+    format!(
+        "display_library: {display}
+megs: 256
+cpu: count=1, ips=100000000, reset_on_triple_fault=0
+clock: sync=none
+ata0-master: type=cdrom, path=cd.iso, status=inserted
+boot: cdrom
+com1: enabled=1, mode=file, dev=serial.txt
+log: bochs.log
+panic: action=fatal
+error: action=ignore
+info: action=ignore
+"
+    )
 }
