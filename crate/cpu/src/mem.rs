@@ -290,7 +290,7 @@ impl Ctx<'_> {
         if self.cpu.cpl == 3
             && self.cpu.cr0 & cr::CR0_AM != 0
             && self.cpu.flags.rest & crate::flags::bit::AC != 0
-            && matches!(aligned_to, 2 | 4 | 8)
+            && matches!(aligned_to, 2 | 4 | 8 | 16)
             && linear & (aligned_to - 1) != 0
         {
             return Err(Fault::Alignment.into());

@@ -17,13 +17,12 @@ use crate::fpu::{Fpu, exception, status};
 use crate::mem::Ctx;
 use crate::paging::Access;
 use crate::trap::{Exec, Trap};
+use crate::vcpu::Seg;
 
 /// Executes `i` if it is one of these.
 pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
     use Mnemonic::*;
-    use Operation::{Add, Divide, Multiply, Subtract};
     match i.mnemonic() {
-        // ---- control and state ----
         Wait => state::wait(x),
         Fninit => state::init(x),
         Fnclex => state::clear_exceptions(x),
@@ -45,7 +44,35 @@ pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
         Xrstor | Xrstor64 | Xrstors | Xrstors64 => xsave::xrstor(x, i),
         // Obsolete controls of the 8087 and 80287, no operations since.
         Fneni | Fndisi | Fnsetpm => x.need_x87(),
+        _ => {
+            numeric(x, i)?;
+            // What waits was checked for: an exception pending now is this instruction's.
+            if x.cpu.fpu.status & status::SUMMARY != 0 {
+                x.cpu.fpu.opcode = opcode(x, i);
+            }
+            Ok(())
+        }
+    }
+}
 
+/// FOP of an instruction, recorded for unmasked exceptions only (Vol. 1, "Fopcode Compatibility
+/// Sub-mode"): its first two bytes without the five bits they have in common.
+fn opcode(x: &mut Ctx, i: &Instruction) -> u16 {
+    let start = x.cpu.seg(Seg::Cs).base.wrapping_add(i.ip());
+    let mut byte = |n: usize| {
+        x.load_system::<1>(start.wrapping_add(n as u64))
+            .map_or(0, |[b]| b)
+    };
+    (0..i.len())
+        .find(|&n| byte(n) & 0xf8 == 0xd8) // no prefix looks so
+        .map_or(0, |n| u16::from(byte(n) & 7) << 8 | u16::from(byte(n + 1)))
+}
+
+/// Instructions that compute or move numbers.
+fn numeric(x: &mut Ctx, i: &Instruction) -> Exec {
+    use Mnemonic::*;
+    use Operation::{Add, Divide, Multiply, Subtract};
+    match i.mnemonic() {
         // ---- moves ----
         Fld => moves::load(x, i),
         Fild => moves::load_integer(x, i),

@@ -342,7 +342,6 @@ pub(super) fn conditional(x: &mut Ctx, i: &Instruction) -> Exec {
         }
         return Ok(());
     }
-    fpu.clear_c1();
     if condition {
         fpu.set_st(0, fpu.st(from));
     }
