@@ -363,8 +363,15 @@ pub(crate) fn round(
             if inexact {
                 env.raise(exception::PRECISION);
             }
+            let exponent = rounded.exponent + BIAS_ADJUSTMENT;
+            if exponent < format.min {
+                // Only scaling (FSCALE) goes so far.
+                env.raise(exception::PRECISION);
+                env.rounded_up = false;
+                return Float::zero(sign);
+            }
             return Float {
-                exponent: rounded.exponent + BIAS_ADJUSTMENT,
+                exponent,
                 ..rounded
             };
         }
@@ -386,8 +393,14 @@ pub(crate) fn round(
             if inexact {
                 env.raise(exception::PRECISION);
             }
+            let exponent = rounded.exponent - BIAS_ADJUSTMENT;
+            if exponent > format.max {
+                env.raise(exception::PRECISION);
+                env.rounded_up = true;
+                return Float::infinity(sign);
+            }
             return Float {
-                exponent: rounded.exponent - BIAS_ADJUSTMENT,
+                exponent,
                 ..rounded
             };
         }

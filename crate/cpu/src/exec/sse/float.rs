@@ -312,6 +312,10 @@ fn approximate_reciprocal(bits: u32) -> u32 {
     let one = Float::finite(false, 0, 1 << 63);
     let result = match value.kind {
         Kind::Nan => value.quiet(),
+        // Tiny results become zero, judged by the exact value.
+        Kind::Finite if (value.exponent, value.significand) > (126, 1 << 63) => {
+            Float::zero(value.sign)
+        }
         _ => float::divide(&mut SILENT.clone(), APPROXIMATE, one, value),
     };
     Format::SINGLE.encode(result) as u32

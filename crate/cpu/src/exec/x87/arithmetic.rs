@@ -9,7 +9,7 @@ use crate::mem::Ctx;
 use crate::paging::Access;
 use crate::trap::Exec;
 
-/// The value of an instruction's memory operand, and where it is.
+/// The value of an instruction's memory operand, and its offset.
 pub(super) fn memory_operand(x: &mut Ctx, i: &Instruction) -> Exec<Option<(Float, u64)>> {
     use Mnemonic::*;
     let Some(at) = memory(x, i, Access::Read)? else {
@@ -24,7 +24,7 @@ pub(super) fn memory_operand(x: &mut Ctx, i: &Instruction) -> Exec<Option<(Float
         _ if at.size == 4 => Format::SINGLE.decode(bits),
         _ => Format::DOUBLE.decode(bits),
     };
-    Ok(Some((value, at.linear)))
+    Ok(Some((value, at.offset)))
 }
 
 /// FADD and its kin: the destination by the source, or `reversed` the source by the destination.
@@ -33,7 +33,7 @@ pub(super) fn binary(x: &mut Ctx, i: &Instruction, operation: Operation, reverse
     begin(x)?;
     let operand = memory_operand(x, i)?;
     let fpu = &mut x.cpu.fpu;
-    fpu.note(i, operand.map(|(_, linear)| linear));
+    fpu.note(i, operand.map(|(_, offset)| offset));
     let (to, source) = match operand {
         Some((value, _)) => (0, Some(value)),
         None => {

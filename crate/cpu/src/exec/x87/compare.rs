@@ -64,7 +64,7 @@ pub(super) fn compare(x: &mut Ctx, i: &Instruction, quiet: bool) -> Exec {
         memory_operand(x, i)?
     };
     let fpu = &mut x.cpu.fpu;
-    fpu.note(i, operand.map(|(_, linear)| linear));
+    fpu.note(i, operand.map(|(_, offset)| offset));
     let other = match operand {
         Some((value, _)) => Some(value),
         None if i.op_count() == 2 => register(fpu, st(i.op1_register())),

@@ -146,6 +146,7 @@ fn begin(x: &Ctx) -> Exec {
 /// Where an instruction's memory operand lies.
 #[derive(Clone, Copy)]
 struct Memory {
+    offset: u64,
     linear: u64,
     size: usize,
 }
@@ -156,11 +157,16 @@ fn memory(x: &mut Ctx, i: &Instruction, access: Access) -> Exec<Option<Memory>> 
         return Ok(None);
     }
     let size = i.memory_size().size();
-    let linear = x.memory(i, size as u64, access)?;
+    let (seg, offset) = x.address(i);
+    let linear = x.linear(seg, offset, size as u64, access)?;
     if access == Access::Write {
         x.probe_write(linear, size as u64)?;
     }
-    Ok(Some(Memory { linear, size }))
+    Ok(Some(Memory {
+        offset,
+        linear,
+        size,
+    }))
 }
 
 /// What the control word says of how to compute.

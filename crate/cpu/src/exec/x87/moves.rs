@@ -12,25 +12,31 @@ use crate::trap::Exec;
 /// FLD.
 pub(super) fn load(x: &mut Ctx, i: &Instruction) -> Exec {
     begin(x)?;
-    let Some(Memory { linear, size }) = memory(x, i, Access::Read)? else {
+    let Some(at) = memory(x, i, Access::Read)? else {
         return load_register(x, i);
     };
     let mut env = environment(&x.cpu.fpu);
-    let bits = if size == 10 {
-        register_from_bytes(x.load(linear)?)
+    let bits = if at.size == 10 {
+        register_from_bytes(x.load(at.linear)?)
     } else {
-        let format = if size == 4 {
+        let format = if at.size == 4 {
             Format::SINGLE
         } else {
             Format::DOUBLE
         };
-        let value = format.decode(x.load_sized(linear, size)?);
+        let value = format.decode(x.load_sized(at.linear, at.size)?);
         float::note_denormal(&mut env, &[value]);
         encode_extended(float::convert(&mut env, Format::EXTENDED, value))
     };
     let fpu = &mut x.cpu.fpu;
-    fpu.note(i, Some(linear));
-    fpu.push(&env, bits);
+    fpu.note(i, Some(at.offset));
+    if fpu.is_empty(7) && env.raised == exception::DENORMAL {
+        // Loaded even where the exception is unmasked.
+        fpu.settle(&env);
+        fpu.push_bits(bits);
+    } else {
+        fpu.push(&env, bits);
+    }
     Ok(())
 }
 
@@ -59,7 +65,7 @@ pub(super) fn load_integer(x: &mut Ctx, i: &Instruction) -> Exec {
     let fpu = &mut x.cpu.fpu;
     let mut env = environment(fpu);
     let value = float::from_integer(&mut env, Format::EXTENDED, value);
-    fpu.note(i, Some(at.linear));
+    fpu.note(i, Some(at.offset));
     fpu.push(&env, encode_extended(value));
     Ok(())
 }
@@ -83,7 +89,7 @@ pub(super) fn load_decimal(x: &mut Ctx, i: &Instruction) -> Exec {
     let fpu = &mut x.cpu.fpu;
     let env = environment(fpu);
     let value = Float::finite(bytes[9] & 0x80 != 0, 63, value);
-    fpu.note(i, Some(at.linear));
+    fpu.note(i, Some(at.offset));
     fpu.push(&env, encode_extended(value));
     Ok(())
 }
@@ -183,7 +189,7 @@ fn store_memory<const N: usize>(
     x: &mut Ctx,
     i: &Instruction,
     at: Memory,
-    env: float::Env,
+    mut env: float::Env,
     empty: bool,
     bytes: [u8; N],
 ) -> Exec {
@@ -192,11 +198,14 @@ fn store_memory<const N: usize>(
     } else {
         env.raised & !env.masked & !exception::PRECISION == 0
     };
+    if !stored {
+        env.raised &= !exception::PRECISION; // nothing was rounded
+    }
     if stored {
         x.store(at.linear, bytes)?;
     }
     let fpu = &mut x.cpu.fpu;
-    fpu.note(i, Some(at.linear));
+    fpu.note(i, Some(at.offset));
     if empty {
         fpu.stack_fault(false);
     } else {
@@ -353,6 +362,7 @@ pub(super) fn free(x: &mut Ctx, i: &Instruction) -> Exec {
     begin(x)?;
     let fpu = &mut x.cpu.fpu;
     fpu.note(i, None);
+    fpu.clear_c1();
     fpu.set_empty(st(i.op0_register()), true);
     if pops(i) {
         fpu.pop();

@@ -116,6 +116,7 @@ pub(super) fn remainder(x: &mut Ctx, i: &Instruction, nearest: bool) -> Exec {
     begin(x)?;
     let fpu = &mut x.cpu.fpu;
     fpu.note(i, None);
+    fpu.status &= !status::C2;
     if fpu.is_empty(0) || fpu.is_empty(1) {
         if fpu.stack_fault(false) {
             fpu.set_number(0, Float::DEFAULT_NAN);
