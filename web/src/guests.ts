@@ -56,7 +56,10 @@ export async function guestFromFiles(
   let kernel: File | undefined;
   let initrd: File | undefined;
   for (const file of files) {
-    switch (await identify(file)) {
+    const kind = await identify(file).catch((error: Error) => {
+      throw new Error(`${file.name}: ${error.message}`);
+    });
+    switch (kind) {
       case 'kernel':
         if (kernel) throw new Error(`${kernel.name} and ${file.name} are both kernels. Give one kernel and at most one initial RAM disk.`);
         kernel = file;
@@ -65,10 +68,6 @@ export async function guestFromFiles(
         if (initrd) throw new Error(`${initrd.name} and ${file.name} are both initial RAM disks. Give one kernel and at most one initial RAM disk.`);
         initrd = file;
         break;
-      case 'unknown':
-        throw new Error(
-          `${file.name} is neither a kernel (bzImage, ELF, multiboot) nor an initial RAM disk (cpio, also compressed).`,
-        );
     }
   }
   const source = (file: File): Source => ({ from: 'file', name: file.name, file });

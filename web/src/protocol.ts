@@ -28,15 +28,15 @@ export type Request =
   | { kind: 'input'; bytes: Uint8Array }
   /** The terminal has shown this many bytes of serial output. */
   | { kind: 'shown'; bytes: number }
-  /** What kind of image is this? */
+  /** What kind of image is this? An error says why it is none. */
   | { kind: 'identify'; file: Blob }
   /** A hash over the whole machine's state. */
   | { kind: 'hash' };
 
 export type RequestMessage = Request & { id: number; generation: number };
 
-/** What an image is, by its content; `unknown` is neither a kernel nor an initial RAM disk. */
-export type ImageKind = 'kernel' | 'initrd' | 'unknown';
+/** What an image is, by its content. */
+export type ImageKind = 'kernel' | 'initrd';
 
 export type Reply =
   | { ok: true; value?: unknown }
@@ -44,7 +44,7 @@ export type Reply =
 
 /** Why the machine does not run. */
 export interface StopReason {
-  /** Stable word: `power-off`, `reset`, `shutdown`, `unimplemented`, `exit`, ... */
+  /** Stable word: `power-off`, `reset`, `triple-fault`, `unimplemented`, `exit`, `failed`. */
   readonly kind: string;
   /** One readable line. */
   readonly message: string;

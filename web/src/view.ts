@@ -168,9 +168,10 @@ function condition({ booting, status }: State): { word: string; text: string } {
 const STOPPED: Record<string, string> = {
   'power-off': 'Powered off',
   reset: 'Guest reset',
-  shutdown: 'Triple fault',
+  'triple-fault': 'Triple fault',
   unimplemented: 'Not implemented',
   exit: 'Guest exited',
+  failed: 'Failed',
 };
 
 function metric(name: string, text: string, id: string, exact?: number): TemplateResult {

@@ -1,12 +1,13 @@
 // The machine's Worker: one machine, run in slices of at most 8 ms. Between slices the Worker yields
 // through a MessageChannel, so that input is taken at once.
 
-import init, { check, identify, Machine } from '../../pkg/hypernest_wasm.js';
+import init, { check_kernel, check_options, is_initrd, Machine } from '../../pkg/hypernest_wasm.js';
 import wasmUrl from '../../pkg/hypernest_wasm_bg.wasm?url';
 import { type Budget, Pacer, TICKS_PER_MS } from './pacer';
 import type {
   EventMessage,
   Guest,
+  ImageKind,
   Reply,
   Request,
   RequestMessage,
@@ -22,8 +23,8 @@ const STATUS_EVERY_MS = 100;
 const SPEED_WINDOW_MS = 500;
 /** The longest sleep of an idle guest; input ends a sleep. */
 const MAX_SLEEP_MS = 100;
-/** Enough of an image to tell what it is (a multiboot header lies in the first 8 KiB). */
-const IDENTIFY_BYTES = 64 * 1024;
+/** No kernel is larger; an initial RAM disk is known by its first bytes. */
+const LARGEST_KERNEL = 1024 ** 3;
 
 const ready = init({ module_or_path: wasmUrl });
 const pacer = new Pacer();
@@ -58,7 +59,7 @@ async function handle(request: Request, wanted: number): Promise<unknown> {
     case 'boot':
       return boot(request.guest, wanted);
     case 'identify':
-      return identify(new Uint8Array(await request.file.slice(0, IDENTIFY_BYTES).arrayBuffer()));
+      return identifyFile(request.file);
     case 'run':
       if (machine && state === 'paused') {
         state = 'running';
@@ -117,7 +118,7 @@ async function boot(guest: Guest, wanted: number): Promise<void> {
   ticks = instructions = serialInFlight = 0;
 
   const options = { memory: guest.memory, cpus: guest.cpus, cmdline: guest.cmdline };
-  check(options); // before anything is fetched
+  check_options(options); // before anything is fetched
   const kernel = await load(guest.kernel, wanted);
   const initrd = guest.initrd ? await load(guest.initrd, wanted) : undefined;
   if (wanted !== generation) return; // another boot overtook this one
@@ -127,6 +128,19 @@ async function boot(guest: Guest, wanted: number): Promise<void> {
   state = 'running';
   sendStatus();
   wake();
+}
+
+async function identifyFile(file: Blob): Promise<ImageKind> {
+  const bytes = async (blob: Blob) =>
+    new Uint8Array(
+      await blob.arrayBuffer().catch((error: unknown) => {
+        throw `it cannot be read (${readable(error)}); is it a folder?`;
+      }),
+    );
+  if (is_initrd(await bytes(file.slice(0, 512)))) return 'initrd';
+  if (file.size > LARGEST_KERNEL) throw 'it is too large for a kernel (more than 1 GiB)';
+  check_kernel(await bytes(file));
+  return 'kernel';
 }
 
 /** Images of the guest booted last, so that a reset needs no network. */

@@ -316,6 +316,17 @@ impl Processor {
         }
     }
 
+    /// While every vCPU waits: the tick of the next event that may end it, [`Tick::MAX`] where only
+    /// the outside can. `None` while a vCPU can run. Holds after [`Processor::run`] has returned
+    /// [`Stop::Deadline`].
+    pub fn waits_until(&self, bus: &dyn Bus) -> Option<Tick> {
+        if self.next_runnable(bus).is_some() {
+            return None;
+        }
+        let due = self.vcpus.iter().filter_map(|cpu| cpu.apic.deadline());
+        Some(due.chain(bus.deadline()).min().unwrap_or(Tick::MAX))
+    }
+
     /// The vCPU that runs now: the current one while it can, else the next that can.
     fn next_runnable(&self, bus: &dyn Bus) -> Option<usize> {
         let count = self.vcpus.len();

@@ -157,6 +157,13 @@ pub trait Engine: Send {
     /// Instructions executed so far, where the engine counts them.
     fn instructions(&self) -> Option<u64>;
 
+    /// While every vCPU waits: the tick of the next event that may end it, [`Tick::MAX`] where only
+    /// input can. `None` while a vCPU can run, and where the engine does not know.
+    fn waits_until(&self, bus: &dyn Bus) -> Option<Tick> {
+        let _ = bus;
+        None
+    }
+
     /// State of a vCPU.
     fn read_state(&self, vcpu: usize) -> Result<VcpuState, EngineError>;
 
@@ -270,6 +277,10 @@ impl Engine for SoftwareEngine {
 
     fn instructions(&self) -> Option<u64> {
         Some(self.processor.instructions())
+    }
+
+    fn waits_until(&self, bus: &dyn Bus) -> Option<Tick> {
+        self.processor.waits_until(bus)
     }
 
     fn read_state(&self, vcpu: usize) -> Result<VcpuState, EngineError> {

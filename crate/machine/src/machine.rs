@@ -280,6 +280,13 @@ impl Machine {
         self.engine.instructions()
     }
 
+    /// While every vCPU waits: the tick of the next event that may end it, [`Tick::MAX`] where only
+    /// input can. `None` while a vCPU can run, and where the engine does not know. For callers that
+    /// pace guest time, after [`Machine::run`] returned [`Stop::Tick`].
+    pub fn waits_until(&self) -> Option<Tick> {
+        self.engine.waits_until(&self.board)
+    }
+
     /// Sets a breakpoint at a linear address, for all vCPUs, until it is cleared.
     pub fn set_breakpoint(&mut self, rip: u64) {
         self.breakpoints.push(rip);

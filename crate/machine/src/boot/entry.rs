@@ -76,6 +76,20 @@ pub fn real_16(state: &mut VcpuState, entry: u16) {
     state.gpr[RSP] = layout::RAW_IMAGE;
 }
 
+/// Virtual wire mode, in which firmware leaves the boot processor's local APIC (MultiProcessor
+/// Specification, "Virtual Wire Mode"): enabled, the 8259 pair on LINT0, NMI on LINT1. So the
+/// interrupts of guests without an I/O APIC driver arrive.
+pub fn virtual_wire(state: &mut VcpuState) {
+    const ENABLED: u32 = 1 << 8;
+    const LINT0: usize = 4;
+    const LINT1: usize = 5;
+    const NMI: u32 = 4 << 8;
+    const EXT_INT: u32 = 7 << 8;
+    state.apic.svr |= ENABLED;
+    state.apic.lvt[LINT0] = EXT_INT;
+    state.apic.lvt[LINT1] = NMI;
+}
+
 fn flat(ram: &mut Ram, state: &mut VcpuState, code: u32) -> Result<(), OutOfRam> {
     let segment = |selector, limit, rights| SegmentState {
         selector,

@@ -317,6 +317,7 @@ impl Boot<'_> {
             elf::put(ram, "an ACPI table", *address, bytes)?;
         }
         let mut state = reset;
+        entry::virtual_wire(&mut state);
         let how = match kind {
             ImageKind::BzImage => linux::load_bzimage(self, ram, &mut state)?,
             ImageKind::Multiboot => multiboot::load(self, ram, &mut state)?,
