@@ -156,7 +156,8 @@ fn from_outside(x: &mut Ctx, vector: u8) -> Exec {
     }
 }
 
-/// INT n, INT3 and INTO, as part of the instruction: a fault is the instruction's own.
+/// INT n, INT3 and INTO, as part of the instruction: a fault is the instruction's own. The handler
+/// starts without a single step of the instruction waiting.
 pub(crate) fn software(x: &mut Ctx, vector: u8) -> Exec {
     let event = Event {
         vector,
@@ -164,12 +165,15 @@ pub(crate) fn software(x: &mut Ctx, vector: u8) -> Exec {
         software: true,
         resume: false,
     };
-    deliver(x, event)
+    deliver(x, event)?;
+    x.cpu.pending_debug &= !DR6_BS;
+    Ok(())
 }
 
-/// INT1 (ICEBP): a #DB trap that says nothing in DR6 and ignores the gate's DPL.
+/// INT1 (ICEBP): a #DB trap that says nothing in DR6 and ignores the gate's DPL. What MOV SS held
+/// back is delivered with it.
 pub(crate) fn icebp(x: &mut Ctx) -> Exec {
-    x.cpu.dr7 &= !DR7_GD;
+    note(x, Fault::Debug(x.cpu.pending_debug & !DR6_BS));
     let event = Event {
         vector: 1,
         error_code: None,

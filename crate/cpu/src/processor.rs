@@ -563,13 +563,13 @@ fn step(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>) -> Ex
 
 fn step_inner(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>) -> Exec {
     // The shadows last for one instruction, whose own may follow.
-    let in_shadow = x.cpu.sti_shadow || x.cpu.mov_ss_shadow;
-    if in_shadow {
+    let after_mov_ss = x.cpu.mov_ss_shadow;
+    if x.cpu.sti_shadow || after_mov_ss {
         (x.cpu.sti_shadow, x.cpu.mov_ss_shadow) = (false, false);
         x.cpu.leave_block = true;
     }
     let linear = x.linear_rip();
-    if let Some(fault) = debug::instruction_breakpoint(x.cpu, linear) {
+    if !after_mov_ss && let Some(fault) = debug::instruction_breakpoint(x.cpu, linear) {
         return Err(fault.into());
     }
     let (i, bytes) = x.decode()?;
@@ -583,7 +583,10 @@ fn step_inner(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>)
             state,
         });
     }
-    let single_step = x.cpu.flags.rest & bit::TF != 0;
+    if x.cpu.flags.rest & bit::TF != 0 {
+        // TF as it was before the instruction counts. A fault or software interrupt drops it.
+        x.cpu.pending_debug |= debug::SINGLE_STEP;
+    }
     let resume = x.cpu.flags.rest & bit::RF != 0;
     x.cpu.rip = i.next_ip();
     if !x.cpu.model.allows(&i) {
@@ -602,9 +605,6 @@ fn step_inner(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>)
     if resume && !exec::sets_resume_flag(&i) {
         x.cpu.flags.rest &= !bit::RF;
         x.cpu.refresh();
-    }
-    if single_step {
-        x.cpu.pending_debug |= debug::SINGLE_STEP;
     }
     if x.cpu.pending_debug != 0 {
         x.cpu.leave_block = true;

@@ -247,7 +247,8 @@ impl Ctx<'_> {
         Ok((descriptor, segment))
     }
 
-    /// After a return to an outer level: data segments it may not use become null.
+    /// After a return to an outer level: data segments it may not use become null. The bases stay,
+    /// which 64-bit mode sees in FS and GS.
     pub fn drop_inner_segments(&mut self, cpl: u8) {
         for seg in [Seg::Es, Seg::Ds, Seg::Fs, Seg::Gs] {
             let segment = self.cpu.seg_mut(seg);
@@ -255,7 +256,8 @@ impl Ctx<'_> {
             let conforming = kind & (rights::CODE | rights::DOWN) == rights::CODE | rights::DOWN;
             let dpl = (kind >> rights::DPL_SHIFT & 3) as u8;
             if kind & rights::UNUSABLE == 0 && !conforming && dpl < cpl {
-                *segment = null_segment(0, 0);
+                segment.selector = 0;
+                segment.rights |= rights::UNUSABLE;
             }
         }
     }

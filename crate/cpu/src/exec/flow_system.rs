@@ -60,7 +60,18 @@ pub(super) fn syscall(x: &mut Ctx) -> Exec {
     x.cpu.flags.set(rflags & !x.cpu.msrs.fmask);
     let cs = (x.cpu.msrs.star >> 32) as u16;
     enter(x, cs, (cs & !3).wrapping_add(8), 0, true, x.cpu.msrs.lstar);
+    single_step_follows_tf(x);
     Ok(())
+}
+
+/// SYSCALL and SYSRET single-step by TF as they leave it, so that a mask of TF keeps the trap out
+/// of the handler.
+fn single_step_follows_tf(x: &mut Ctx) {
+    if x.cpu.flags.rest & bit::TF != 0 {
+        x.cpu.pending_debug |= interrupt::DR6_BS;
+    } else {
+        x.cpu.pending_debug &= !interrupt::DR6_BS;
+    }
 }
 
 /// SYSRET and SYSRETQ.
@@ -80,6 +91,7 @@ pub(super) fn sysret(x: &mut Ctx, i: &Instruction) -> Exec {
     let base = (x.cpu.msrs.star >> 48) as u16;
     let cs = if long { base.wrapping_add(16) } else { base };
     enter(x, cs, base.wrapping_add(8), 3, long, rip);
+    single_step_follows_tf(x);
     Ok(())
 }
 
