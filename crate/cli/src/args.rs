@@ -15,12 +15,12 @@ const STYLES: Styles = Styles::styled()
 
 const AFTER_HELP: &str = "\
 Exit status:
-  0      the guest powered off or reset, or what --stop-on or --stop-at waits for was reached
+  0      the guest powered off or reset, --stop-on or --stop-at was reached, or Ctrl-A x
   n*2+1  the guest wrote n to the debug-exit port F4H
   2      bad input: nothing was run
   4      the guest crashed (triple fault), needs what is not implemented, or sleeps for ever
-  6      stopped by Ctrl-A x or by a signal
   124    --timeout ran out
+  143    stopped by a signal
 
 On a terminal, the guest's serial port is the terminal: Ctrl-A x quits, Ctrl-A h lists the other keys.";
 

@@ -80,6 +80,16 @@ pub struct Serial {
     stdin: Option<Stdin>,
     keys: Option<Keys>,
     raw: Option<Raw>,
+    /// The terminal's cursor is not at the start of a line.
+    mid_line: bool,
+}
+
+impl Drop for Serial {
+    fn drop(&mut self) {
+        if self.raw.is_some() && self.mid_line {
+            println!();
+        }
+    }
 }
 
 impl Serial {
@@ -90,6 +100,7 @@ impl Serial {
             stdin: None,
             keys: None,
             raw: None,
+            mid_line: false,
         };
         match to {
             SerialTo::None => {}
@@ -108,6 +119,15 @@ impl Serial {
             }
         }
         Ok(serial)
+    }
+
+    /// Passes on what the guest has sent.
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Some(last) = bytes.last() {
+            self.mid_line = *last != b'\n';
+            self.output.write(bytes)?;
+        }
+        Ok(())
     }
 
     /// Whether something may still be typed.
@@ -194,7 +214,7 @@ pub fn drive(machine: &mut Machine, serial: &mut Serial, limits: &Limits) -> Res
             break end;
         }
         if serial.raw.as_ref().is_some_and(Raw::ended) {
-            break End::Quit;
+            break End::Signal;
         }
         if limits
             .timeout
@@ -217,7 +237,7 @@ pub fn drive(machine: &mut Machine, serial: &mut Serial, limits: &Limits) -> Res
         let stop = machine.run(&until)?;
         outcome.running += running.elapsed();
         outcome.stops += 1;
-        serial.output.write(&machine.take_serial_output())?;
+        serial.put(&machine.take_serial_output())?;
         debug_output(&machine.take_debug_output());
         let instructions = machine.instructions().unwrap_or(0);
         let rate = instructions as f64 / outcome.running.as_secs_f64().max(1e-9);

@@ -23,8 +23,10 @@ pub enum End {
     Tick,
     /// `--timeout` ran out.
     Timeout,
-    /// Ctrl-A x, or a signal.
+    /// Ctrl-A x.
     Quit,
+    /// A signal that ends programs.
+    Signal,
     /// A triple fault.
     TripleFault {
         /// On which vCPU.
@@ -47,11 +49,17 @@ impl End {
     /// The exit status.
     pub fn status(&self) -> i32 {
         match self {
-            End::PowerOff | End::Reset | End::TripleFaultReset | End::Text | End::Tick => 0,
+            End::PowerOff
+            | End::Reset
+            | End::TripleFaultReset
+            | End::Text
+            | End::Tick
+            | End::Quit => 0,
             // The system keeps the low byte, as for any program.
             End::DebugExit(value) => (value.wrapping_mul(2).wrapping_add(1) & 0xff) as i32,
             End::TripleFault { .. } | End::Unimplemented { .. } | End::Idle => 4,
-            End::Quit => 6,
+            // 128 and the number of SIGTERM, as shells do.
+            End::Signal => 143,
             End::Timeout => 124,
         }
     }
@@ -67,6 +75,7 @@ impl End {
             End::Tick => "tick",
             End::Timeout => "timeout",
             End::Quit => "quit",
+            End::Signal => "signal",
             End::TripleFault { .. } => "triple-fault",
             End::Unimplemented { .. } => "unimplemented",
             End::Idle => "idle",
@@ -92,7 +101,8 @@ impl fmt::Display for End {
             End::Text => f.write_str("the text of --stop-on appeared"),
             End::Tick => f.write_str("the tick of --stop-at is reached"),
             End::Timeout => f.write_str("the time of --timeout is up"),
-            End::Quit => f.write_str("stopped by the user"),
+            End::Quit => f.write_str("stopped by Ctrl-A x"),
+            End::Signal => f.write_str("stopped by a signal"),
             End::TripleFault { vcpu } => write!(f, "triple fault on processor {vcpu}"),
             End::Unimplemented { vcpu, what, rip } => write!(
                 f,

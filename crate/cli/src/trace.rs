@@ -28,7 +28,8 @@ fn formatter() -> GasFormatter {
     options.set_uppercase_hex(false);
     options.set_hex_prefix("0x");
     options.set_hex_suffix("");
-    options.set_small_hex_numbers_in_decimal(false);
+    options.set_small_hex_numbers_in_decimal(true);
+    options.set_gas_space_after_memory_operand_comma(true);
     options.set_space_after_operand_separator(true);
     options.set_first_operand_char_index(9);
     options.set_gas_show_mnemonic_size_suffix(true);
@@ -198,4 +199,33 @@ fn listing_line(address: u64, bytes: &[u8], text: &str) -> String {
         line += &format!("{address:#010x}: {}\n", hex(rest));
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::{Decoder, DecoderOptions};
+
+    /// The lines are those that QEMU 7.2 writes for the same bytes.
+    #[test]
+    fn listing_lines_are_as_qemu_writes_them() {
+        let line = |bytes: &[u8], address| {
+            let instruction = Decoder::with_ip(32, bytes, address, DecoderOptions::NONE).decode();
+            listing_line(address, bytes, &instruction_text(&instruction))
+        };
+        assert_eq!(
+            line(&[0xb8, 5, 0, 0, 0], 0x10_0010),
+            "0x00100010:  b8 05 00 00 00           movl     $5, %eax\n"
+        );
+        assert_eq!(
+            line(&[0xeb, 0x0e], 0x10_0000),
+            "0x00100000:  eb 0e                    jmp      0x100010\n"
+        );
+        let store = [0xc7, 0x84, 0x88, 0, 0x10, 0x10, 0, 0x78, 0x56, 0x34, 0x12];
+        assert_eq!(
+            line(&store, 0x10_0027),
+            "0x00100027:  c7 84 88 00 10 10 00 78  movl     $0x12345678, 0x101000(%eax, %ecx, 4)\n\
+             0x0010002f:  56 34 12\n"
+        );
+    }
 }
