@@ -1,6 +1,6 @@
 //! Speed of one tight loop in 64-bit mode: twelve instructions, three of them with memory operands.
 //!
-//! `cargo run --release -p hypernest-cpu --example mips`
+//! `cargo run --release -p hypernest-cpu --example mips [MILLIONS]`
 
 use hypernest_cpu::{Bus, InterruptMessage, Processor, ProcessorConfig, Ram, Tick, VcpuState};
 use iced_x86::code_asm::{
@@ -87,12 +87,15 @@ fn main() {
     state.gpr[7] = 0x20_0000;
     state.gpr[5] = 0x30_0000;
     processor.write_state(0, &state).expect("a valid state");
+    let millions: u64 = std::env::args()
+        .nth(1)
+        .map_or(500, |n| n.parse().expect("a number"));
     for _ in 0..5 {
         let start = std::time::Instant::now();
-        let until = processor.now() + 500_000_000;
+        let until = processor.now() + millions * 1_000_000;
         let stop = processor.run(&mut ram, &mut Nothing, until);
         let seconds = start.elapsed().as_secs_f64();
-        println!("{stop:?}: {:.0} MIPS", 500.0 / seconds);
+        println!("{stop:?}: {:.0} MIPS", millions as f64 / seconds);
     }
     println!(
         "rip {:#x} rcx {:#x}",

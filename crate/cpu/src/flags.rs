@@ -1,8 +1,9 @@
 //! RFLAGS, with the six arithmetic flags kept as the last result and its carries.
 //!
-//! `result` is the last result, sign-extended to 64 bits. `carry` holds the carries out of each
+//! SF and PF come from `result`, the last result sign-extended to 64 bits; ZF from `zero`, the same
+//! value but for flag images that no result could give (POPF). `carry` holds the carries out of each
 //! bit, moved so that the carry out of the top bit is bit 63 and the one into it is bit 62; AF is
-//! bit 3. Bits 0 and 1 correct SF and PF for flag images that no result could give (POPF).
+//! bit 3, and the other bits mean nothing.
 
 /// RFLAGS bits.
 pub(crate) mod bit {
@@ -30,8 +31,6 @@ pub(crate) mod bit {
     pub const ALL: u64 = 0x3f_7fd5;
 }
 
-const SIGN_FLIP: u64 = 1;
-const PARITY_FLIP: u64 = 2;
 const AUX: u64 = 8;
 const TOP: u64 = 1 << 63;
 
@@ -40,6 +39,7 @@ const TOP: u64 = 1 << 63;
 #[repr(C)]
 pub(crate) struct Flags {
     result: u64,
+    zero: u64,
     carry: u64,
     /// All bits that are not arithmetic.
     pub rest: u64,
@@ -65,6 +65,7 @@ impl Flags {
     pub fn new(rflags: u64) -> Flags {
         let mut flags = Flags {
             result: 0,
+            zero: 0,
             carry: 0,
             rest: 0,
         };
@@ -78,11 +79,11 @@ impl Flags {
     }
     #[inline(always)]
     pub fn zf(&self) -> bool {
-        self.result == 0
+        self.zero == 0
     }
     #[inline(always)]
     pub fn sf(&self) -> bool {
-        (self.result >> 63) ^ (self.carry & SIGN_FLIP) != 0
+        (self.result as i64) < 0
     }
     #[inline(always)]
     pub fn of(&self) -> bool {
@@ -90,7 +91,7 @@ impl Flags {
     }
     #[inline(always)]
     pub fn pf(&self) -> bool {
-        ((self.result as u8).count_ones() & 1 == 0) ^ (self.carry & PARITY_FLIP != 0)
+        (self.result as u8).count_ones() & 1 == 0
     }
     #[inline(always)]
     pub fn af(&self) -> bool {
@@ -126,14 +127,12 @@ impl Flags {
     /// Replaces the six arithmetic flags from RFLAGS bits.
     pub fn set_arithmetic(&mut self, rflags: u64) {
         let has = |bit: u64| rflags & bit != 0;
-        // A zero result has even parity and no sign; 0x100 likewise, and is not zero.
-        self.result = if has(bit::ZF) { 0 } else { 0x100 };
+        self.zero = u64::from(!has(bit::ZF));
+        // A low byte of one has odd parity.
+        self.result = u64::from(has(bit::SF)) << 63 | u64::from(!has(bit::PF));
         let (cf, of) = (has(bit::CF), has(bit::OF));
-        self.carry = (cf as u64) << 63
-            | ((cf ^ of) as u64) << 62
-            | if has(bit::AF) { AUX } else { 0 }
-            | if has(bit::SF) { SIGN_FLIP } else { 0 }
-            | if has(bit::PF) { 0 } else { PARITY_FLIP };
+        self.carry =
+            (cf as u64) << 63 | ((cf ^ of) as u64) << 62 | if has(bit::AF) { AUX } else { 0 };
     }
 
     /// Changes the flags in `mask` to those in `value` (RFLAGS bits, arithmetic ones only).
@@ -157,27 +156,37 @@ impl Flags {
 
     #[inline(always)]
     fn carries<T: Width>(carries: u64) -> u64 {
-        carries << (64 - T::BITS) & (3 << 62) | carries & AUX
+        if T::BITS == 64 {
+            carries
+        } else {
+            carries << (64 - T::BITS) | carries & AUX
+        }
+    }
+
+    #[inline(always)]
+    fn set_result<T: Width>(&mut self, result: u64) {
+        self.result = T::sign_extend(result);
+        self.zero = self.result;
     }
 
     /// After `a + b (+ carry) = result`, all of width `T` (upper bits ignored).
     #[inline(always)]
     pub fn add<T: Width>(&mut self, a: u64, b: u64, result: u64) {
-        self.result = T::sign_extend(result);
+        self.set_result::<T>(result);
         self.carry = Self::carries::<T>((a & b) | ((a | b) & !result));
     }
 
     /// After `a - b (- borrow) = result`.
     #[inline(always)]
     pub fn sub<T: Width>(&mut self, a: u64, b: u64, result: u64) {
-        self.result = T::sign_extend(result);
+        self.set_result::<T>(result);
         self.carry = Self::carries::<T>((!a & b) | ((!a | b) & result));
     }
 
     /// After a logical operation: CF, OF and AF clear.
     #[inline(always)]
     pub fn logic<T: Width>(&mut self, result: u64) {
-        self.result = T::sign_extend(result);
+        self.set_result::<T>(result);
         self.carry = 0;
     }
 
@@ -200,7 +209,7 @@ impl Flags {
     /// After a shift: SF, ZF, PF from the result, AF clear, CF and OF given.
     #[inline(always)]
     pub fn shift<T: Width>(&mut self, result: u64, cf: bool, of: bool) {
-        self.result = T::sign_extend(result);
+        self.set_result::<T>(result);
         self.carry = (cf as u64) << 63 | ((cf ^ of) as u64) << 62;
     }
 

@@ -24,16 +24,14 @@ pub(crate) enum Next {
     Budget,
 }
 
-const MASK: usize = reg::COUNT - 1;
-
 #[inline(always)]
 fn get(cpu: &Vcpu, n: u8) -> u64 {
-    cpu.gpr[n as usize & MASK]
+    cpu.gpr[n as usize]
 }
 
 #[inline(always)]
 fn put<T: Width>(cpu: &mut Vcpu, n: u8, value: u64) {
-    let slot = &mut cpu.gpr[n as usize & MASK];
+    let slot = &mut cpu.gpr[n as usize];
     *slot = match T::BITS {
         64 => value,
         32 => value as u32 as u64,
@@ -228,6 +226,30 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                         return Ok(Next::Lookup);
                     }
                     continue;
+                }};
+            }
+            // Runs the instruction of a fused pair that compares, and comes back for its branch.
+            macro_rules! compare_cold {
+                () => {{
+                    let at = u64::from(op.at);
+                    let i = &code.instructions[first + usize::from(op.at)];
+                    cpu.rip = i.next_ip();
+                    *now = end - *left + at;
+                    let x = &mut Ctx {
+                        cpu: &mut *cpu,
+                        ram: &mut *ram,
+                        bus: &mut *bus,
+                        now: *now,
+                    };
+                    if let Err(trap) = exec::execute(x, i) {
+                        cpu.rip = i.ip();
+                        *left -= at + 1;
+                        return Err(trap);
+                    }
+                    if cpu.leave_block {
+                        *left -= at + 1;
+                        return Ok(Next::Lookup);
+                    }
                 }};
             }
             macro_rules! load {
@@ -433,6 +455,54 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                         cpu.rip = start.wrapping_add(u64::from(op.next));
                         follow!(0)
                     }
+                }};
+            }
+            macro_rules! fused_branch {
+                ($condition:literal) => {{
+                    if cpu.flags.condition($condition) {
+                        cpu.rip = start.wrapping_add(op.target as i64 as u64);
+                        follow!(1)
+                    } else {
+                        cpu.rip = start.wrapping_add(u64::from(op.next));
+                        follow!(0)
+                    }
+                }};
+            }
+            macro_rules! rr_jump {
+                ($w:ty, $op:ident, $condition:literal) => {{
+                    let (a, b) = (get(cpu, op.dst), get(cpu, op.src));
+                    alu::<$w, $op>(&mut cpu.flags, a, b);
+                    fused_branch!($condition)
+                }};
+            }
+            macro_rules! ri_jump {
+                ($w:ty, $op:ident, $condition:literal) => {{
+                    let a = get(cpu, op.dst);
+                    alu::<$w, $op>(&mut cpu.flags, a, op.imm);
+                    fused_branch!($condition)
+                }};
+            }
+            macro_rules! rm_jump {
+                ($w:ty, $op:ident, $condition:literal) => {{
+                    match load::<$w>(cpu, ram, address(cpu, op)) {
+                        Some(b) => {
+                            let a = get(cpu, op.dst);
+                            alu::<$w, $op>(&mut cpu.flags, a, b);
+                        }
+                        None => compare_cold!(),
+                    }
+                    fused_branch!($condition)
+                }};
+            }
+            macro_rules! mi_jump {
+                ($w:ty, $op:ident, $condition:literal) => {{
+                    match load::<$w>(cpu, ram, address(cpu, op)) {
+                        Some(a) => {
+                            alu::<$w, $op>(&mut cpu.flags, a, op.imm);
+                        }
+                        None => compare_cold!(),
+                    }
+                    fused_branch!($condition)
                 }};
             }
             macro_rules! call {
@@ -856,6 +926,174 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                 Code::JGe => branch!(cpu.flags.condition(13)),
                 Code::JLe => branch!(cpu.flags.condition(14)),
                 Code::JG => branch!(cpu.flags.condition(15)),
+                Code::CmpRr32JB => rr_jump!(u32, CMP, 2),
+                Code::CmpRr32JAe => rr_jump!(u32, CMP, 3),
+                Code::CmpRr32JE => rr_jump!(u32, CMP, 4),
+                Code::CmpRr32JNe => rr_jump!(u32, CMP, 5),
+                Code::CmpRr32JBe => rr_jump!(u32, CMP, 6),
+                Code::CmpRr32JA => rr_jump!(u32, CMP, 7),
+                Code::CmpRr32JS => rr_jump!(u32, CMP, 8),
+                Code::CmpRr32JNs => rr_jump!(u32, CMP, 9),
+                Code::CmpRr32JL => rr_jump!(u32, CMP, 12),
+                Code::CmpRr32JGe => rr_jump!(u32, CMP, 13),
+                Code::CmpRr32JLe => rr_jump!(u32, CMP, 14),
+                Code::CmpRr32JG => rr_jump!(u32, CMP, 15),
+                Code::CmpRr64JB => rr_jump!(u64, CMP, 2),
+                Code::CmpRr64JAe => rr_jump!(u64, CMP, 3),
+                Code::CmpRr64JE => rr_jump!(u64, CMP, 4),
+                Code::CmpRr64JNe => rr_jump!(u64, CMP, 5),
+                Code::CmpRr64JBe => rr_jump!(u64, CMP, 6),
+                Code::CmpRr64JA => rr_jump!(u64, CMP, 7),
+                Code::CmpRr64JS => rr_jump!(u64, CMP, 8),
+                Code::CmpRr64JNs => rr_jump!(u64, CMP, 9),
+                Code::CmpRr64JL => rr_jump!(u64, CMP, 12),
+                Code::CmpRr64JGe => rr_jump!(u64, CMP, 13),
+                Code::CmpRr64JLe => rr_jump!(u64, CMP, 14),
+                Code::CmpRr64JG => rr_jump!(u64, CMP, 15),
+                Code::CmpRi8JB => ri_jump!(u8, CMP, 2),
+                Code::CmpRi8JAe => ri_jump!(u8, CMP, 3),
+                Code::CmpRi8JE => ri_jump!(u8, CMP, 4),
+                Code::CmpRi8JNe => ri_jump!(u8, CMP, 5),
+                Code::CmpRi8JBe => ri_jump!(u8, CMP, 6),
+                Code::CmpRi8JA => ri_jump!(u8, CMP, 7),
+                Code::CmpRi8JS => ri_jump!(u8, CMP, 8),
+                Code::CmpRi8JNs => ri_jump!(u8, CMP, 9),
+                Code::CmpRi8JL => ri_jump!(u8, CMP, 12),
+                Code::CmpRi8JGe => ri_jump!(u8, CMP, 13),
+                Code::CmpRi8JLe => ri_jump!(u8, CMP, 14),
+                Code::CmpRi8JG => ri_jump!(u8, CMP, 15),
+                Code::CmpRi32JB => ri_jump!(u32, CMP, 2),
+                Code::CmpRi32JAe => ri_jump!(u32, CMP, 3),
+                Code::CmpRi32JE => ri_jump!(u32, CMP, 4),
+                Code::CmpRi32JNe => ri_jump!(u32, CMP, 5),
+                Code::CmpRi32JBe => ri_jump!(u32, CMP, 6),
+                Code::CmpRi32JA => ri_jump!(u32, CMP, 7),
+                Code::CmpRi32JS => ri_jump!(u32, CMP, 8),
+                Code::CmpRi32JNs => ri_jump!(u32, CMP, 9),
+                Code::CmpRi32JL => ri_jump!(u32, CMP, 12),
+                Code::CmpRi32JGe => ri_jump!(u32, CMP, 13),
+                Code::CmpRi32JLe => ri_jump!(u32, CMP, 14),
+                Code::CmpRi32JG => ri_jump!(u32, CMP, 15),
+                Code::CmpRi64JB => ri_jump!(u64, CMP, 2),
+                Code::CmpRi64JAe => ri_jump!(u64, CMP, 3),
+                Code::CmpRi64JE => ri_jump!(u64, CMP, 4),
+                Code::CmpRi64JNe => ri_jump!(u64, CMP, 5),
+                Code::CmpRi64JBe => ri_jump!(u64, CMP, 6),
+                Code::CmpRi64JA => ri_jump!(u64, CMP, 7),
+                Code::CmpRi64JS => ri_jump!(u64, CMP, 8),
+                Code::CmpRi64JNs => ri_jump!(u64, CMP, 9),
+                Code::CmpRi64JL => ri_jump!(u64, CMP, 12),
+                Code::CmpRi64JGe => ri_jump!(u64, CMP, 13),
+                Code::CmpRi64JLe => ri_jump!(u64, CMP, 14),
+                Code::CmpRi64JG => ri_jump!(u64, CMP, 15),
+                Code::TestRr8JB => rr_jump!(u8, TEST, 2),
+                Code::TestRr8JAe => rr_jump!(u8, TEST, 3),
+                Code::TestRr8JE => rr_jump!(u8, TEST, 4),
+                Code::TestRr8JNe => rr_jump!(u8, TEST, 5),
+                Code::TestRr8JBe => rr_jump!(u8, TEST, 6),
+                Code::TestRr8JA => rr_jump!(u8, TEST, 7),
+                Code::TestRr8JS => rr_jump!(u8, TEST, 8),
+                Code::TestRr8JNs => rr_jump!(u8, TEST, 9),
+                Code::TestRr8JL => rr_jump!(u8, TEST, 12),
+                Code::TestRr8JGe => rr_jump!(u8, TEST, 13),
+                Code::TestRr8JLe => rr_jump!(u8, TEST, 14),
+                Code::TestRr8JG => rr_jump!(u8, TEST, 15),
+                Code::TestRr32JB => rr_jump!(u32, TEST, 2),
+                Code::TestRr32JAe => rr_jump!(u32, TEST, 3),
+                Code::TestRr32JE => rr_jump!(u32, TEST, 4),
+                Code::TestRr32JNe => rr_jump!(u32, TEST, 5),
+                Code::TestRr32JBe => rr_jump!(u32, TEST, 6),
+                Code::TestRr32JA => rr_jump!(u32, TEST, 7),
+                Code::TestRr32JS => rr_jump!(u32, TEST, 8),
+                Code::TestRr32JNs => rr_jump!(u32, TEST, 9),
+                Code::TestRr32JL => rr_jump!(u32, TEST, 12),
+                Code::TestRr32JGe => rr_jump!(u32, TEST, 13),
+                Code::TestRr32JLe => rr_jump!(u32, TEST, 14),
+                Code::TestRr32JG => rr_jump!(u32, TEST, 15),
+                Code::TestRr64JB => rr_jump!(u64, TEST, 2),
+                Code::TestRr64JAe => rr_jump!(u64, TEST, 3),
+                Code::TestRr64JE => rr_jump!(u64, TEST, 4),
+                Code::TestRr64JNe => rr_jump!(u64, TEST, 5),
+                Code::TestRr64JBe => rr_jump!(u64, TEST, 6),
+                Code::TestRr64JA => rr_jump!(u64, TEST, 7),
+                Code::TestRr64JS => rr_jump!(u64, TEST, 8),
+                Code::TestRr64JNs => rr_jump!(u64, TEST, 9),
+                Code::TestRr64JL => rr_jump!(u64, TEST, 12),
+                Code::TestRr64JGe => rr_jump!(u64, TEST, 13),
+                Code::TestRr64JLe => rr_jump!(u64, TEST, 14),
+                Code::TestRr64JG => rr_jump!(u64, TEST, 15),
+                Code::TestRi8JB => ri_jump!(u8, TEST, 2),
+                Code::TestRi8JAe => ri_jump!(u8, TEST, 3),
+                Code::TestRi8JE => ri_jump!(u8, TEST, 4),
+                Code::TestRi8JNe => ri_jump!(u8, TEST, 5),
+                Code::TestRi8JBe => ri_jump!(u8, TEST, 6),
+                Code::TestRi8JA => ri_jump!(u8, TEST, 7),
+                Code::TestRi8JS => ri_jump!(u8, TEST, 8),
+                Code::TestRi8JNs => ri_jump!(u8, TEST, 9),
+                Code::TestRi8JL => ri_jump!(u8, TEST, 12),
+                Code::TestRi8JGe => ri_jump!(u8, TEST, 13),
+                Code::TestRi8JLe => ri_jump!(u8, TEST, 14),
+                Code::TestRi8JG => ri_jump!(u8, TEST, 15),
+                Code::CmpRm32JB => rm_jump!(u32, CMP, 2),
+                Code::CmpRm32JAe => rm_jump!(u32, CMP, 3),
+                Code::CmpRm32JE => rm_jump!(u32, CMP, 4),
+                Code::CmpRm32JNe => rm_jump!(u32, CMP, 5),
+                Code::CmpRm32JBe => rm_jump!(u32, CMP, 6),
+                Code::CmpRm32JA => rm_jump!(u32, CMP, 7),
+                Code::CmpRm32JS => rm_jump!(u32, CMP, 8),
+                Code::CmpRm32JNs => rm_jump!(u32, CMP, 9),
+                Code::CmpRm32JL => rm_jump!(u32, CMP, 12),
+                Code::CmpRm32JGe => rm_jump!(u32, CMP, 13),
+                Code::CmpRm32JLe => rm_jump!(u32, CMP, 14),
+                Code::CmpRm32JG => rm_jump!(u32, CMP, 15),
+                Code::CmpRm64JB => rm_jump!(u64, CMP, 2),
+                Code::CmpRm64JAe => rm_jump!(u64, CMP, 3),
+                Code::CmpRm64JE => rm_jump!(u64, CMP, 4),
+                Code::CmpRm64JNe => rm_jump!(u64, CMP, 5),
+                Code::CmpRm64JBe => rm_jump!(u64, CMP, 6),
+                Code::CmpRm64JA => rm_jump!(u64, CMP, 7),
+                Code::CmpRm64JS => rm_jump!(u64, CMP, 8),
+                Code::CmpRm64JNs => rm_jump!(u64, CMP, 9),
+                Code::CmpRm64JL => rm_jump!(u64, CMP, 12),
+                Code::CmpRm64JGe => rm_jump!(u64, CMP, 13),
+                Code::CmpRm64JLe => rm_jump!(u64, CMP, 14),
+                Code::CmpRm64JG => rm_jump!(u64, CMP, 15),
+                Code::CmpMi8JB => mi_jump!(u8, CMP, 2),
+                Code::CmpMi8JAe => mi_jump!(u8, CMP, 3),
+                Code::CmpMi8JE => mi_jump!(u8, CMP, 4),
+                Code::CmpMi8JNe => mi_jump!(u8, CMP, 5),
+                Code::CmpMi8JBe => mi_jump!(u8, CMP, 6),
+                Code::CmpMi8JA => mi_jump!(u8, CMP, 7),
+                Code::CmpMi8JS => mi_jump!(u8, CMP, 8),
+                Code::CmpMi8JNs => mi_jump!(u8, CMP, 9),
+                Code::CmpMi8JL => mi_jump!(u8, CMP, 12),
+                Code::CmpMi8JGe => mi_jump!(u8, CMP, 13),
+                Code::CmpMi8JLe => mi_jump!(u8, CMP, 14),
+                Code::CmpMi8JG => mi_jump!(u8, CMP, 15),
+                Code::CmpMi32JB => mi_jump!(u32, CMP, 2),
+                Code::CmpMi32JAe => mi_jump!(u32, CMP, 3),
+                Code::CmpMi32JE => mi_jump!(u32, CMP, 4),
+                Code::CmpMi32JNe => mi_jump!(u32, CMP, 5),
+                Code::CmpMi32JBe => mi_jump!(u32, CMP, 6),
+                Code::CmpMi32JA => mi_jump!(u32, CMP, 7),
+                Code::CmpMi32JS => mi_jump!(u32, CMP, 8),
+                Code::CmpMi32JNs => mi_jump!(u32, CMP, 9),
+                Code::CmpMi32JL => mi_jump!(u32, CMP, 12),
+                Code::CmpMi32JGe => mi_jump!(u32, CMP, 13),
+                Code::CmpMi32JLe => mi_jump!(u32, CMP, 14),
+                Code::CmpMi32JG => mi_jump!(u32, CMP, 15),
+                Code::TestMi8JB => mi_jump!(u8, TEST, 2),
+                Code::TestMi8JAe => mi_jump!(u8, TEST, 3),
+                Code::TestMi8JE => mi_jump!(u8, TEST, 4),
+                Code::TestMi8JNe => mi_jump!(u8, TEST, 5),
+                Code::TestMi8JBe => mi_jump!(u8, TEST, 6),
+                Code::TestMi8JA => mi_jump!(u8, TEST, 7),
+                Code::TestMi8JS => mi_jump!(u8, TEST, 8),
+                Code::TestMi8JNs => mi_jump!(u8, TEST, 9),
+                Code::TestMi8JL => mi_jump!(u8, TEST, 12),
+                Code::TestMi8JGe => mi_jump!(u8, TEST, 13),
+                Code::TestMi8JLe => mi_jump!(u8, TEST, 14),
+                Code::TestMi8JG => mi_jump!(u8, TEST, 15),
                 Code::MovXm => {
                     if !cpu.sse_ready {
                         cold!();

@@ -318,6 +318,175 @@ pub(crate) enum Code {
     JGe,
     JLe,
     JG,
+    // A comparison and the branch that follows it.
+    CmpRr32JB,
+    CmpRr32JAe,
+    CmpRr32JE,
+    CmpRr32JNe,
+    CmpRr32JBe,
+    CmpRr32JA,
+    CmpRr32JS,
+    CmpRr32JNs,
+    CmpRr32JL,
+    CmpRr32JGe,
+    CmpRr32JLe,
+    CmpRr32JG,
+    CmpRr64JB,
+    CmpRr64JAe,
+    CmpRr64JE,
+    CmpRr64JNe,
+    CmpRr64JBe,
+    CmpRr64JA,
+    CmpRr64JS,
+    CmpRr64JNs,
+    CmpRr64JL,
+    CmpRr64JGe,
+    CmpRr64JLe,
+    CmpRr64JG,
+    CmpRi8JB,
+    CmpRi8JAe,
+    CmpRi8JE,
+    CmpRi8JNe,
+    CmpRi8JBe,
+    CmpRi8JA,
+    CmpRi8JS,
+    CmpRi8JNs,
+    CmpRi8JL,
+    CmpRi8JGe,
+    CmpRi8JLe,
+    CmpRi8JG,
+    CmpRi32JB,
+    CmpRi32JAe,
+    CmpRi32JE,
+    CmpRi32JNe,
+    CmpRi32JBe,
+    CmpRi32JA,
+    CmpRi32JS,
+    CmpRi32JNs,
+    CmpRi32JL,
+    CmpRi32JGe,
+    CmpRi32JLe,
+    CmpRi32JG,
+    CmpRi64JB,
+    CmpRi64JAe,
+    CmpRi64JE,
+    CmpRi64JNe,
+    CmpRi64JBe,
+    CmpRi64JA,
+    CmpRi64JS,
+    CmpRi64JNs,
+    CmpRi64JL,
+    CmpRi64JGe,
+    CmpRi64JLe,
+    CmpRi64JG,
+    TestRr8JB,
+    TestRr8JAe,
+    TestRr8JE,
+    TestRr8JNe,
+    TestRr8JBe,
+    TestRr8JA,
+    TestRr8JS,
+    TestRr8JNs,
+    TestRr8JL,
+    TestRr8JGe,
+    TestRr8JLe,
+    TestRr8JG,
+    TestRr32JB,
+    TestRr32JAe,
+    TestRr32JE,
+    TestRr32JNe,
+    TestRr32JBe,
+    TestRr32JA,
+    TestRr32JS,
+    TestRr32JNs,
+    TestRr32JL,
+    TestRr32JGe,
+    TestRr32JLe,
+    TestRr32JG,
+    TestRr64JB,
+    TestRr64JAe,
+    TestRr64JE,
+    TestRr64JNe,
+    TestRr64JBe,
+    TestRr64JA,
+    TestRr64JS,
+    TestRr64JNs,
+    TestRr64JL,
+    TestRr64JGe,
+    TestRr64JLe,
+    TestRr64JG,
+    TestRi8JB,
+    TestRi8JAe,
+    TestRi8JE,
+    TestRi8JNe,
+    TestRi8JBe,
+    TestRi8JA,
+    TestRi8JS,
+    TestRi8JNs,
+    TestRi8JL,
+    TestRi8JGe,
+    TestRi8JLe,
+    TestRi8JG,
+    CmpRm32JB,
+    CmpRm32JAe,
+    CmpRm32JE,
+    CmpRm32JNe,
+    CmpRm32JBe,
+    CmpRm32JA,
+    CmpRm32JS,
+    CmpRm32JNs,
+    CmpRm32JL,
+    CmpRm32JGe,
+    CmpRm32JLe,
+    CmpRm32JG,
+    CmpRm64JB,
+    CmpRm64JAe,
+    CmpRm64JE,
+    CmpRm64JNe,
+    CmpRm64JBe,
+    CmpRm64JA,
+    CmpRm64JS,
+    CmpRm64JNs,
+    CmpRm64JL,
+    CmpRm64JGe,
+    CmpRm64JLe,
+    CmpRm64JG,
+    CmpMi8JB,
+    CmpMi8JAe,
+    CmpMi8JE,
+    CmpMi8JNe,
+    CmpMi8JBe,
+    CmpMi8JA,
+    CmpMi8JS,
+    CmpMi8JNs,
+    CmpMi8JL,
+    CmpMi8JGe,
+    CmpMi8JLe,
+    CmpMi8JG,
+    CmpMi32JB,
+    CmpMi32JAe,
+    CmpMi32JE,
+    CmpMi32JNe,
+    CmpMi32JBe,
+    CmpMi32JA,
+    CmpMi32JS,
+    CmpMi32JNs,
+    CmpMi32JL,
+    CmpMi32JGe,
+    CmpMi32JLe,
+    CmpMi32JG,
+    TestMi8JB,
+    TestMi8JAe,
+    TestMi8JE,
+    TestMi8JNe,
+    TestMi8JBe,
+    TestMi8JA,
+    TestMi8JS,
+    TestMi8JNs,
+    TestMi8JL,
+    TestMi8JGe,
+    TestMi8JLe,
+    TestMi8JG,
     MovXm,
     MovMx,
     MovXx,
@@ -342,6 +511,8 @@ pub(crate) struct Op {
     pub at: u16,
     /// End of the instruction, from the start of the block.
     pub next: u16,
+    /// Target of a fused branch, from the start of the block.
+    pub target: i32,
 }
 
 /// ALU operations in the order of the rows of [`ALU`].
@@ -391,6 +562,38 @@ const MOV: [[Code; 5]; 4] = [
 const JCC: [Code; 16] = [
     JO, JNo, JB, JAe, JE, JNe, JBe, JA, JS, JNs, JP, JNp, JL, JGe, JLe, JG,
 ];
+
+/// Comparisons that take a following branch into their operation, and the operation for each of
+/// the conditions in [`FUSED_CONDITIONS`].
+#[rustfmt::skip]
+const FUSED: [(Code, [Code; 12]); 14] = [
+    (CmpRr32, [CmpRr32JB, CmpRr32JAe, CmpRr32JE, CmpRr32JNe, CmpRr32JBe, CmpRr32JA, CmpRr32JS, CmpRr32JNs, CmpRr32JL, CmpRr32JGe, CmpRr32JLe, CmpRr32JG]),
+    (CmpRr64, [CmpRr64JB, CmpRr64JAe, CmpRr64JE, CmpRr64JNe, CmpRr64JBe, CmpRr64JA, CmpRr64JS, CmpRr64JNs, CmpRr64JL, CmpRr64JGe, CmpRr64JLe, CmpRr64JG]),
+    (CmpRi8, [CmpRi8JB, CmpRi8JAe, CmpRi8JE, CmpRi8JNe, CmpRi8JBe, CmpRi8JA, CmpRi8JS, CmpRi8JNs, CmpRi8JL, CmpRi8JGe, CmpRi8JLe, CmpRi8JG]),
+    (CmpRi32, [CmpRi32JB, CmpRi32JAe, CmpRi32JE, CmpRi32JNe, CmpRi32JBe, CmpRi32JA, CmpRi32JS, CmpRi32JNs, CmpRi32JL, CmpRi32JGe, CmpRi32JLe, CmpRi32JG]),
+    (CmpRi64, [CmpRi64JB, CmpRi64JAe, CmpRi64JE, CmpRi64JNe, CmpRi64JBe, CmpRi64JA, CmpRi64JS, CmpRi64JNs, CmpRi64JL, CmpRi64JGe, CmpRi64JLe, CmpRi64JG]),
+    (TestRr8, [TestRr8JB, TestRr8JAe, TestRr8JE, TestRr8JNe, TestRr8JBe, TestRr8JA, TestRr8JS, TestRr8JNs, TestRr8JL, TestRr8JGe, TestRr8JLe, TestRr8JG]),
+    (TestRr32, [TestRr32JB, TestRr32JAe, TestRr32JE, TestRr32JNe, TestRr32JBe, TestRr32JA, TestRr32JS, TestRr32JNs, TestRr32JL, TestRr32JGe, TestRr32JLe, TestRr32JG]),
+    (TestRr64, [TestRr64JB, TestRr64JAe, TestRr64JE, TestRr64JNe, TestRr64JBe, TestRr64JA, TestRr64JS, TestRr64JNs, TestRr64JL, TestRr64JGe, TestRr64JLe, TestRr64JG]),
+    (TestRi8, [TestRi8JB, TestRi8JAe, TestRi8JE, TestRi8JNe, TestRi8JBe, TestRi8JA, TestRi8JS, TestRi8JNs, TestRi8JL, TestRi8JGe, TestRi8JLe, TestRi8JG]),
+    (CmpRm32, [CmpRm32JB, CmpRm32JAe, CmpRm32JE, CmpRm32JNe, CmpRm32JBe, CmpRm32JA, CmpRm32JS, CmpRm32JNs, CmpRm32JL, CmpRm32JGe, CmpRm32JLe, CmpRm32JG]),
+    (CmpRm64, [CmpRm64JB, CmpRm64JAe, CmpRm64JE, CmpRm64JNe, CmpRm64JBe, CmpRm64JA, CmpRm64JS, CmpRm64JNs, CmpRm64JL, CmpRm64JGe, CmpRm64JLe, CmpRm64JG]),
+    (CmpMi8, [CmpMi8JB, CmpMi8JAe, CmpMi8JE, CmpMi8JNe, CmpMi8JBe, CmpMi8JA, CmpMi8JS, CmpMi8JNs, CmpMi8JL, CmpMi8JGe, CmpMi8JLe, CmpMi8JG]),
+    (CmpMi32, [CmpMi32JB, CmpMi32JAe, CmpMi32JE, CmpMi32JNe, CmpMi32JBe, CmpMi32JA, CmpMi32JS, CmpMi32JNs, CmpMi32JL, CmpMi32JGe, CmpMi32JLe, CmpMi32JG]),
+    (TestMi8, [TestMi8JB, TestMi8JAe, TestMi8JE, TestMi8JNe, TestMi8JBe, TestMi8JA, TestMi8JS, TestMi8JNs, TestMi8JL, TestMi8JGe, TestMi8JLe, TestMi8JG]),
+];
+
+/// Conditions, as encoded, that are fused: all but O, NO, P and NP.
+const FUSED_CONDITIONS: [u8; 12] = [2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15];
+
+/// The operation that is `compare` and a jump on `condition`.
+fn fused(compare: Code, condition: u8) -> Option<Code> {
+    let column = FUSED_CONDITIONS.iter().position(|c| *c == condition)?;
+    FUSED
+        .iter()
+        .find(|(code, _)| *code == compare)
+        .map(|(_, codes)| codes[column])
+}
 
 /// Number of a general register that has no AH-style part.
 fn gpr(register: Register) -> Option<u8> {
@@ -741,31 +944,48 @@ fn hot(i: &Instruction, op: &mut Op) -> Option<Code> {
     }
 }
 
+/// The operation of one instruction.
+fn operation(i: &Instruction, at: usize, key: Key, model: &Model) -> Op {
+    let zero = reg::ZERO as u8;
+    let blank = Op {
+        base: zero,
+        index: zero,
+        seg: zero,
+        at: at as u16,
+        next: i.next_ip().wrapping_sub(key.rip) as u16,
+        ..Op::default()
+    };
+    let mut op = blank;
+    let code = if !model.allows(i) {
+        Some(Undefined)
+    } else if crate::exec::is_repeated(i) {
+        Some(Repeat)
+    } else if key.size == CodeSize::Bits64 {
+        hot(i, &mut op)
+    } else {
+        None
+    };
+    match code {
+        Some(code) => Op { code, ..op },
+        None => blank,
+    }
+}
+
 /// Appends the operations of a block's instructions.
 pub(crate) fn lower(block: &[Instruction], key: Key, model: &Model, ops: &mut alloc::vec::Vec<Op>) {
-    let zero = reg::ZERO as u8;
+    let first = ops.len();
     for (at, i) in block.iter().enumerate() {
-        let next = i.next_ip().wrapping_sub(key.rip) as u16;
-        let blank = Op {
-            base: zero,
-            index: zero,
-            seg: zero,
-            at: at as u16,
-            next,
-            ..Op::default()
-        };
-        let mut op = blank;
-        let code = if !model.allows(i) {
-            Some(Undefined)
-        } else if crate::exec::is_repeated(i) {
-            Some(Repeat)
-        } else if key.size == CodeSize::Bits64 {
-            hot(i, &mut op)
+        let op = operation(i, at, key, model);
+        // Only the last instruction of a block branches, so at most one pair is fused.
+        if let Some(before) = ops[first..].last_mut()
+            && i.is_jcc_short_or_near()
+            && let Ok(target) = i32::try_from(op.imm.wrapping_sub(key.rip) as i64)
+            && JCC.contains(&op.code)
+            && let Some(code) = fused(before.code, condition(i))
+        {
+            (before.code, before.next, before.target) = (code, op.next, target);
         } else {
-            None
-        };
-        let mut op = if code.is_some() { op } else { blank };
-        op.code = code.unwrap_or(Cold);
-        ops.push(op);
+            ops.push(op);
+        }
     }
 }

@@ -79,7 +79,7 @@ impl Ram {
         let allocation =
             NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(RamError::Host(size))?;
         let align = allocation.as_ptr().align_offset(PAGE_SIZE as usize);
-        // SAFETY: `align` is less than a page, by which the allocation is larger than `bytes`.
+        // SAFETY: `align` is less than a page; the allocation is two larger than `bytes`.
         let base = unsafe { allocation.add(align) };
         Ok(Ram {
             allocation,
@@ -91,10 +91,11 @@ impl Ram {
         })
     }
 
-    /// A page more than asked for and byte-aligned: allocators only give fresh zero pages, not yet
-    /// backed by the host, for small alignments.
+    /// Two pages more than asked for: one to align `base` (allocators give fresh zero pages, not yet
+    /// backed by the host, only for small alignments), one after the end, so that a fast access
+    /// compares its first byte alone.
     fn layout(bytes: usize) -> Option<Layout> {
-        Layout::from_size_align(bytes.checked_add(PAGE_SIZE as usize)?, 8).ok()
+        Layout::from_size_align(bytes.checked_add(2 * PAGE_SIZE as usize)?, 8).ok()
     }
 
     /// Bytes of RAM.
@@ -188,8 +189,8 @@ impl Ram {
     #[inline(always)]
     pub(crate) fn get<const N: usize>(&self, offset: usize) -> [u8; N] {
         debug_assert!(offset + N <= self.size);
-        assert!(offset <= self.size.wrapping_sub(N));
-        // SAFETY: checked above; RAM is never smaller than a page, so the subtraction cannot wrap.
+        assert!(offset <= self.size);
+        // SAFETY: the allocation goes on for at least a page after `size`, and `N` is less.
         unsafe {
             self.base
                 .as_ptr()
@@ -202,7 +203,8 @@ impl Ram {
     /// Stores `N` bytes at `offset`. The caller has dealt with the code map. Panics outside RAM.
     #[inline(always)]
     pub(crate) fn put<const N: usize>(&mut self, offset: usize, value: [u8; N]) {
-        assert!(offset <= self.size.wrapping_sub(N));
+        debug_assert!(offset + N <= self.size);
+        assert!(offset <= self.size);
         // SAFETY: as in `get`.
         unsafe {
             self.base

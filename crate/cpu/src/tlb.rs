@@ -2,8 +2,8 @@
 //!
 //! A tag is the linear page number with a key in its low 12 bits: which address space (a small
 //! number handed out per PCID) and which kind of access. An address space is invalidated by
-//! giving it a new number. The slot depends on the page and the kind alone, so that INVLPG finds
-//! every address space's copy.
+//! giving it a new number. The key moves the slot too, so that address spaces do not crowd out each
+//! other; what must find every copy of a page looks through all slots.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -62,7 +62,7 @@ pub(crate) struct Tlb {
 
 #[inline(always)]
 fn slot(page: u64, key: u64) -> usize {
-    ((page >> 12) ^ (key & 3) << 8) as usize & (SLOTS - 1)
+    (page >> 12 ^ key) as usize & (SLOTS - 1)
 }
 
 impl Tlb {

@@ -22,8 +22,8 @@ pub(crate) mod reg {
     pub const FS_BASE: usize = 17;
     /// Copy of the GS base.
     pub const GS_BASE: usize = 18;
-    /// A power of two, so that a masked index needs no bounds check.
-    pub const COUNT: usize = 32;
+    /// As many as a byte can name, so that an index from an operation needs no bounds check.
+    pub const COUNT: usize = 256;
 }
 
 /// Segment registers by encoding, then the two system segments.

@@ -98,7 +98,7 @@ fn start(random: &mut Random, state: &mut VcpuState) {
 #[test]
 fn hot_operations_do_what_the_checked_path_does() {
     let mut random = Random(0x1234_5678_9abc_def1);
-    let (mut hot, mut hot_ram) = machine(1, &[]);
+    let (mut hot, mut hot_ram) = machine(64, &[]);
     let (mut checked, mut checked_ram) = machine(1, &[]);
     // A tracer sends every instruction through the checked path.
     checked.set_tracer(Some(Box::new(|_| ())));
@@ -106,16 +106,19 @@ fn hot_operations_do_what_the_checked_path_does() {
     let mut completed = 0;
     for _ in 0..60_000 {
         let mut code = instruction(&mut random);
-        code.extend([0xeb, (-2 - code.len() as i64) as u8]);
+        let back = |code: &[u8]| (-2 - code.len() as i64) as u8;
+        let branch = [0x70 | (random.next() & 15) as u8, back(&code)];
+        code.extend(branch);
+        code.extend([0xeb, back(&code)]);
         let mut state = fresh.clone();
         start(&mut random, &mut state);
         let run = |processor: &mut Processor, ram: &mut Ram| {
             ram.write(CODE, &code).unwrap();
             processor.write_state(0, &state).unwrap();
-            // The instruction, a jump back, and the instruction again: the first time fills the
-            // TLB, so that the second stays in the hot loop.
+            // Round and round: the first time fills the TLB, so that later ones stay in the hot
+            // loop, where the branch may be fused with what is before it.
             let now = processor.now();
-            processor.run(ram, &mut Nothing, now + 3);
+            processor.run(ram, &mut Nothing, now + 8);
             processor.read_state(0)
         };
         let a = run(&mut hot, &mut hot_ram);
