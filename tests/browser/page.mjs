@@ -13,7 +13,9 @@ const given = options({ dist: 'web/dist', guests: '.cache/guests', only: '', scr
 if (!existsSync(join(given.dist, 'index.html'))) fail(`${given.dist} holds no built page: run "npm run wasm && npm run build" first`);
 const hasGuests = existsSync(join(given.guests, 'manifest.json'));
 
-const PROMPT = /[~/] [#$] ?$/m;
+const PROMPT = /[~/] #\s*$/;
+/** The built-in guest waits for input. */
+const READY = /^>/m;
 /** A boot takes seconds; a busy machine may take many times as long. */
 const BOOT_MS = 180_000;
 
@@ -29,13 +31,13 @@ test('a page without guest images runs the built-in guest', 'alone', async (page
 });
 
 test('what is typed comes back from the guest', 'alone', async (page) => {
-  await seen(page, '> ', 20_000);
+  await seen(page, READY, 20_000);
   await page.keyboard.type('hello, world');
   await seen(page, '> HELLO, WORLD', 5_000);
 });
 
 test('an idle guest sleeps and wakes on input', 'alone', async (page) => {
-  await seen(page, '> ', 20_000);
+  await seen(page, READY, 20_000);
   await inState(page, 'idle');
   const before = (await condition(page)).instructions;
   await page.waitForTimeout(500);
@@ -45,7 +47,7 @@ test('an idle guest sleeps and wakes on input', 'alone', async (page) => {
 });
 
 test('guest time of an idle guest keeps pace with the wall clock', 'alone', async (page) => {
-  await seen(page, '> ', 20_000);
+  await seen(page, READY, 20_000);
   await inState(page, 'idle');
   const guestSeconds = async () => Number.parseFloat(await page.textContent('#time'));
   const [guest, wall] = [await guestSeconds(), Date.now()];
@@ -55,7 +57,7 @@ test('guest time of an idle guest keeps pace with the wall clock', 'alone', asyn
 });
 
 test('pause stops the machine and resume continues it', 'alone', async (page) => {
-  await seen(page, '> ', 20_000);
+  await seen(page, READY, 20_000);
   await page.click('#toggle');
   await inState(page, 'paused');
   await page.focus('.xterm-helper-textarea');
@@ -67,25 +69,25 @@ test('pause stops the machine and resume continues it', 'alone', async (page) =>
 });
 
 test('reset builds the machine anew', 'alone', async (page) => {
-  await seen(page, '> ', 20_000);
+  await seen(page, READY, 20_000);
   await page.keyboard.type('gone');
   await seen(page, '> GONE', 5_000);
   await page.click('#reset');
-  await seen(page, /> ?$/m, 20_000);
+  await seen(page, READY, 20_000);
   assert.doesNotMatch(await consoleText(page), /GONE/);
 });
 
 test('a reset by the guest is shown, and start boots again', 'alone', async (page) => {
-  await seen(page, '> ', 20_000);
+  await seen(page, READY, 20_000);
   await page.keyboard.press('Control+d');
   await inState(page, 'stopped');
   assert.match(await page.textContent('[role=status]'), /reset/i);
   await page.click('#toggle');
-  await seen(page, '> ', 20_000);
+  await seen(page, READY, 20_000);
 });
 
 test('F6 moves between console and controls', 'alone', async (page) => {
-  await seen(page, '> ', 20_000);
+  await seen(page, READY, 20_000);
   await page.keyboard.press('F6');
   assert.equal(await page.evaluate(() => document.activeElement.id), 'toggle');
   await page.keyboard.press('F6');
@@ -94,11 +96,11 @@ test('F6 moves between console and controls', 'alone', async (page) => {
 });
 
 test('a loaded page works without a network', 'alone', async (page) => {
-  await seen(page, '> ', 20_000);
+  await seen(page, READY, 20_000);
   await page.context().setOffline(true);
   await page.click('#reset');
   await page.waitForTimeout(200);
-  await seen(page, '> ', 20_000);
+  await seen(page, READY, 20_000);
   await page.keyboard.type('offline');
   await seen(page, '> OFFLINE', 5_000);
 });
@@ -106,7 +108,7 @@ test('a loaded page works without a network', 'alone', async (page) => {
 // ---- bad input ----
 
 test('a garbage file gives a clear error and leaves the machine running', 'alone', async (page) => {
-  await seen(page, '> ', 20_000);
+  await seen(page, READY, 20_000);
   await dropFiles(page, [{ name: 'holiday.jpg', bytes: [0xff, 0xd8, 0xff, 0xe0, 1, 2, 3, 4] }]);
   const error = await alert(page);
   assert.match(error, /holiday\.jpg: .*(image|kernel)/);
@@ -116,19 +118,19 @@ test('a garbage file gives a clear error and leaves the machine running', 'alone
 });
 
 test('an empty file gives a clear error', 'alone', async (page) => {
-  await seen(page, '> ', 20_000);
+  await seen(page, READY, 20_000);
   await dropFiles(page, [{ name: 'vmlinuz', bytes: [] }]);
   assert.match(await alert(page), /vmlinuz: .*empty file/);
 });
 
 test('an initial RAM disk alone asks for its kernel', 'alone', async (page) => {
-  await seen(page, '> ', 20_000);
+  await seen(page, READY, 20_000);
   await dropFiles(page, [{ name: 'initrd.img', bytes: [...Buffer.from('070701'.padEnd(512, '0'))] }]);
   assert.match(await alert(page), /initrd\.img is an initial RAM disk: drop it together with the kernel/);
 });
 
 test('a truncated kernel gives a clear error, and another guest can be chosen', 'alone', async (page) => {
-  await seen(page, '> ', 20_000);
+  await seen(page, READY, 20_000);
   const kernel = Buffer.alloc(1024);
   kernel.writeUInt16LE(0xaa55, 0x1fe);
   kernel.write('HdrS', 0x202);
@@ -139,7 +141,7 @@ test('a truncated kernel gives a clear error, and another guest can be chosen', 
   assert.ok(error.length > 20 && error.length < 300, error);
   assert.doesNotMatch(error, /unreachable|undefined|panic|broke down/);
   await page.selectOption('.guest select', { label: 'Built-in greeting' });
-  await seen(page, '> ', 20_000);
+  await seen(page, READY, 20_000);
 });
 
 test('more than 3 GiB of memory is refused before anything is fetched', 'alone', async (page, site) => {

@@ -155,7 +155,7 @@ function condition({ booting, status }: State): { word: string; text: string } {
   if (booting) return { word: 'booting', text: 'Loading' };
   switch (status?.state) {
     case 'running':
-      return status.load < IDLE_LOAD && status.mips > 0 ? { word: 'idle', text: 'Idle' } : { word: 'running', text: 'Running' };
+      return status.load < IDLE_LOAD ? { word: 'idle', text: 'Idle' } : { word: 'running', text: 'Running' };
     case 'paused':
       return { word: 'paused', text: 'Paused' };
     case 'stopped':

@@ -21,6 +21,8 @@ import type {
 const SERIAL_WINDOW = 128 * 1024;
 const STATUS_EVERY_MS = 100;
 const SPEED_WINDOW_MS = 500;
+/** Less execution than this in a window is no measure of speed. */
+const ENOUGH_BUSY_MS = 25;
 /** The longest sleep of an idle guest; input ends a sleep. */
 const MAX_SLEEP_MS = 100;
 /** No kernel is larger; an initial RAM disk is known by its first bytes. */
@@ -288,7 +290,8 @@ class Speed {
   measure(): void {
     const wall = performance.now() - this.since;
     if (wall < SPEED_WINDOW_MS) return;
-    if (this.busyMs > 0.5) this.mips = this.instructions / this.busyMs / 1000;
+    // The crumbs of an idle guest say nothing about speed.
+    if (this.busyMs > ENOUGH_BUSY_MS) this.mips = this.instructions / this.busyMs / 1000;
     this.load = Math.min(1, this.busyMs / wall);
     this.restart();
   }
