@@ -7,7 +7,7 @@ use hypernest_cpu::{
 };
 
 use crate::case::{Case, Engine, Event, Outcome, RF, TF, UserState, initial_memory};
-use crate::layout::{IMAGE, IMAGE_DATA, PAGE, REGIONS, image_offset};
+use crate::layout::{IMAGE, IMAGE_DATA, PAGE, REGIONS, Region, image_offset};
 
 /// Kernel memory is all of RAM at this linear address.
 const KERNEL: u64 = 0xffff_8000_0000_0000;
@@ -85,6 +85,28 @@ impl Ours {
             code_at: 0,
             code_len: 0,
         }
+    }
+
+    /// Maps the data regions, or takes them away: then every access to data is a page fault.
+    pub fn map_data(&mut self, present: bool) {
+        let mut next = 0;
+        for (region, physical) in mapped_regions() {
+            for page in 0..region.pages {
+                let mut entry = page_entry(region, physical + page * PAGE);
+                if !present && !region.execute {
+                    entry &= !PRESENT;
+                }
+                // The tables exist already: none is taken from `next`.
+                map(
+                    &mut self.ram,
+                    &mut next,
+                    region.start + page * PAGE,
+                    entry,
+                    1,
+                );
+            }
+        }
+        self.processor.flush(&mut self.ram);
     }
 
     fn place_code(&mut self, case: &Case) {
@@ -182,21 +204,33 @@ fn put(ram: &mut Ram, address: u64, value: u64) {
         .expect("tables are RAM");
 }
 
+/// The regions with their places in RAM.
+fn mapped_regions() -> impl Iterator<Item = (Region, u64)> {
+    REGIONS.into_iter().scan(IMAGE_BASE, |next, region| {
+        let physical = *next;
+        *next += region.len();
+        Some((region, physical))
+    })
+}
+
+fn page_entry(region: Region, physical: u64) -> u64 {
+    let mut entry = physical | PRESENT | USER;
+    if region.write {
+        entry |= WRITE;
+    }
+    if !region.execute {
+        entry |= NO_EXECUTE;
+    }
+    entry
+}
+
 fn build_tables(ram: &mut Ram) {
     let mut next = TABLES + PAGE;
     map(ram, &mut next, KERNEL, PRESENT | WRITE | LARGE, 2);
-    let mut physical = IMAGE_BASE;
-    for region in REGIONS {
+    for (region, physical) in mapped_regions() {
         for page in 0..region.pages {
-            let mut entry = physical | PRESENT | USER;
-            if region.write {
-                entry |= WRITE;
-            }
-            if !region.execute {
-                entry |= NO_EXECUTE;
-            }
+            let entry = page_entry(region, physical + page * PAGE);
             map(ram, &mut next, region.start + page * PAGE, entry, 1);
-            physical += PAGE;
         }
     }
     for vector in 0..256 {
