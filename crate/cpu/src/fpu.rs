@@ -91,7 +91,8 @@ impl Fpu {
         }
     }
 
-    /// The running form of a saved state.
+    /// The running form of a saved state. A summary bit that does not fit the exceptions is
+    /// corrected, as by FXRSTOR.
     pub fn load(state: &FpuState) -> Fpu {
         let mut fpu = Fpu {
             control: state.control,
@@ -110,6 +111,7 @@ impl Fpu {
         for (n, bytes) in state.st.iter().enumerate() {
             fpu.set_st(n, register_from_bytes(*bytes));
         }
+        fpu.summarize();
         fpu
     }
 
