@@ -651,7 +651,9 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
         x.cpu.activity = Activity::Active;
         interrupt::raise(x, fault)?;
     }
-    if x.cpu.apic.nmi_waiting() && !x.cpu.nmi_blocked && !x.cpu.mov_ss_shadow {
+    // The shadow of STI holds NMIs back too, as the manual allows (Vol. 2B, STI).
+    let in_shadow = x.cpu.mov_ss_shadow || x.cpu.sti_shadow;
+    if x.cpu.apic.nmi_waiting() && !x.cpu.nmi_blocked && !in_shadow {
         x.cpu.apic.take_nmi();
         x.cpu.activity = Activity::Active;
         interrupt::nmi(x)?;
