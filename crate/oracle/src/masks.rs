@@ -453,10 +453,10 @@ pub const ROWS: &[Row] = {
             reason: Reason::Host,
             mask: |c, m| {
                 let named = operand_address(c.case, c.instruction)
-                    .map(|area| byte(c.case, area + 512) | byte(c.case, area + 520));
+                    .map(|area| [512, 520].map(|at| byte(c.case, area.wrapping_add(at))));
                 m.whole |= c.is(&[Xrstor, Xrstor64])
                     && vector(c.ours) == Some(13)
-                    && named.is_some_and(|components| components & !3 != 0);
+                    && named.is_some_and(|[present, layout]| (present | layout) & !3 != 0);
             },
         },
         Row {
