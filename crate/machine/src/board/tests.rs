@@ -1,4 +1,6 @@
+use super::ports::Port;
 use super::*;
+use crate::device::{Claim, Device, DeviceAccess, DeviceContext};
 use crate::devices::virtio::{Block, Console};
 
 struct Rig {
