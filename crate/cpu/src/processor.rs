@@ -260,12 +260,17 @@ impl Processor {
             let mut left = budget;
             // Messages, timers or its own turn may have brought it something to take.
             self.vcpus[runnable].leave_block = true;
+            let waiting =
+                |(n, cpu): (usize, &Vcpu)| n != runnable && cpu.can_run(n == 0 && bus.intr());
+            let others_run = self.vcpus.iter().enumerate().any(waiting);
+            self.vcpus[runnable].others_run = others_run;
             let pause = self.run_vcpu(ram, bus, &mut left);
             let used = budget - left;
             self.now += used;
             self.instructions += used;
             self.turn_left -= used;
-            if self.turn_left == 0 {
+            let over = core::mem::take(&mut self.vcpus[runnable].turn_over);
+            if self.turn_left == 0 || over {
                 self.current = (self.current + 1) % self.vcpus.len();
                 self.turn_left = TURN;
             }

@@ -337,6 +337,8 @@ impl Vcpu {
             random_count: 0,
             leave_block: true,
             look_outside: false,
+            others_run: false,
+            turn_over: false,
             model,
             cpus,
         };

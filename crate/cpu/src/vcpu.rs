@@ -163,6 +163,10 @@ pub(crate) struct Vcpu {
     /// Set with `leave_block` when the board or an APIC was touched, so that messages to other
     /// vCPUs and deadlines may be new.
     pub look_outside: bool,
+    /// Another vCPU has something to execute.
+    pub others_run: bool,
+    /// PAUSE: the others may be what this one waits for, so that its turn ends.
+    pub turn_over: bool,
 
     pub model: &'static Model,
     /// vCPUs of the machine, for CPUID.

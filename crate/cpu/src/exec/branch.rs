@@ -116,6 +116,15 @@ pub(super) fn jump_if_count_zero(x: &mut Ctx, i: &Instruction) -> Exec {
     Ok(())
 }
 
+/// PAUSE: a spin-wait gives its turn to the vCPU it waits for.
+pub(super) fn pause(x: &mut Ctx) -> Exec {
+    if x.cpu.others_run {
+        x.cpu.turn_over = true;
+        x.cpu.touched_outside();
+    }
+    Ok(())
+}
+
 /// BOUND.
 pub(super) fn bound(x: &mut Ctx, i: &Instruction) -> Exec {
     let size = x.operand_size(i, 0);

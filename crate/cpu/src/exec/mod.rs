@@ -120,9 +120,10 @@ pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
         Pext => bits::pext(x, i),
         Clc | Stc | Cmc | Cld | Std => mov::one_flag(x, i),
         // Hints, and what is a hint as long as its feature is absent.
-        Nop | Pause | Endbr32 | Endbr64 | Rdsspd | Rdsspq | Cldemote | Prefetch | Prefetchw
+        Nop | Endbr32 | Endbr64 | Rdsspd | Rdsspq | Cldemote | Prefetch | Prefetchw
         | Prefetchwt1 | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchit0
         | Prefetchit1 | Reservednop => Ok(()),
+        Pause => branch::pause(x),
         Push => stack::push(x, i),
         Pop if !mov::is_system(i) => stack::pop(x, i),
         Pusha | Pushad => stack::push_all(x, i),
