@@ -339,4 +339,93 @@ mod tests {
         fpu.set_full_tag(0xffe4);
         assert_eq!(fpu.tag, 0b0111);
     }
+
+    use crate::testing::Fixture;
+
+    const NOT_AVAILABLE: Exec = Err(Trap::Fault(Fault::DeviceNotAvailable));
+    const UNDEFINED: Exec = Err(UD);
+
+    fn with_control(set: u64, clear: u64, cr4: u64, code: &[u8]) -> Exec {
+        let mut f = Fixture::long();
+        f.cpu.cr0 = f.cpu.cr0 & !(cr::CR0_EM | cr::CR0_TS | clear) | cr::CR0_NE | set;
+        f.cpu.cr4 = cr::CR4_PAE | cr4;
+        f.cpu.refresh();
+        f.execute(code)
+    }
+
+    #[test]
+    fn sse_needs_osfxsr_and_neither_emulation_nor_a_task_switch() {
+        const XORPS: &[u8] = &[0x0f, 0x57, 0xc0];
+        let run = |set, cr4| with_control(set, 0, cr4, XORPS);
+        assert_eq!(run(0, cr::CR4_OSFXSR), Ok(()));
+        assert_eq!(run(0, 0), UNDEFINED);
+        assert_eq!(run(cr::CR0_EM, cr::CR4_OSFXSR), UNDEFINED);
+        assert_eq!(run(cr::CR0_TS, cr::CR4_OSFXSR), NOT_AVAILABLE);
+        assert_eq!(run(cr::CR0_EM | cr::CR0_TS, cr::CR4_OSFXSR), UNDEFINED);
+    }
+
+    #[test]
+    fn mmx_needs_no_osfxsr() {
+        const PXOR: &[u8] = &[0x0f, 0xef, 0xc0];
+        assert_eq!(with_control(0, 0, 0, PXOR), Ok(()));
+        assert_eq!(with_control(cr::CR0_EM, 0, 0, PXOR), UNDEFINED);
+        assert_eq!(with_control(cr::CR0_TS, 0, 0, PXOR), NOT_AVAILABLE);
+    }
+
+    #[test]
+    fn x87_is_not_available_when_emulated_and_wait_only_when_monitored() {
+        const FLD1: &[u8] = &[0xd9, 0xe8];
+        const FNSTSW: &[u8] = &[0xdf, 0xe0];
+        const WAIT: &[u8] = &[0x9b];
+        for code in [FLD1, FNSTSW] {
+            assert_eq!(with_control(cr::CR0_EM, 0, 0, code), NOT_AVAILABLE);
+            assert_eq!(with_control(cr::CR0_TS, 0, 0, code), NOT_AVAILABLE);
+        }
+        assert_eq!(
+            with_control(cr::CR0_EM | cr::CR0_TS, cr::CR0_MP, 0, WAIT),
+            Ok(())
+        );
+        assert_eq!(
+            with_control(cr::CR0_TS | cr::CR0_MP, 0, 0, WAIT),
+            NOT_AVAILABLE
+        );
+    }
+
+    #[test]
+    fn an_unmasked_x87_exception_waits_for_the_next_waiting_instruction() {
+        let mut f = Fixture::long();
+        f.cpu.cr0 |= cr::CR0_NE;
+        f.cpu.fpu.init();
+        f.cpu.fpu.control = CONTROL_DEFAULT & !1;
+        assert_eq!(f.execute(&[0xd9, 0xfa]), Ok(())); // FSQRT of an empty register
+        assert_eq!(f.cpu.fpu.status & 0x80ff, 0x80c1);
+        let pending = Err(Trap::Fault(Fault::X87));
+        for waiting in [
+            &[0xd9, 0xe8][..],
+            &[0x9b],
+            &[0x0f, 0xef, 0xc0],
+            &[0x0f, 0x77],
+        ] {
+            assert_eq!(f.execute(waiting), pending, "{waiting:x?}");
+        }
+        f.cpu.cr0 &= !cr::CR0_NE;
+        assert!(matches!(f.execute(&[0x9b]), Err(Trap::Unimplemented(_))));
+        assert_eq!(f.execute(&[0xdb, 0xe2]), Ok(())); // FNCLEX
+        assert_eq!(f.execute(&[0x9b]), Ok(()));
+    }
+
+    #[test]
+    fn an_unmasked_simd_exception_is_xm_or_ud_and_writes_nothing() {
+        const DIVSS: &[u8] = &[0xf3, 0x0f, 0x5e, 0xc1];
+        let mut f = Fixture::long();
+        f.cpu.cr4 |= cr::CR4_OSFXSR;
+        f.cpu.fpu.mxcsr = mxcsr::DEFAULT & !(1 << 9);
+        f.cpu.fpu.xmm[0] = 0x3f80_0000;
+        f.cpu.fpu.xmm[1] = 0;
+        assert_eq!(f.execute(DIVSS), UNDEFINED);
+        f.cpu.cr4 |= cr::CR4_OSXMMEXCPT;
+        assert_eq!(f.execute(DIVSS), Err(Trap::Fault(Fault::Simd)));
+        assert_eq!(f.cpu.fpu.xmm[0], 0x3f80_0000);
+        assert_eq!(f.cpu.fpu.mxcsr & 0x3f, 4);
+    }
 }

@@ -296,3 +296,145 @@ pub(crate) fn xrstor(x: &mut Ctx, i: &Instruction) -> Exec {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Fixture;
+    use crate::trap::Trap;
+
+    const AT: u64 = 0x8_0000;
+    const XSAVE: &[u8] = &[0x48, 0x0f, 0xae, 0x23];
+    const XRSTOR: &[u8] = &[0x48, 0x0f, 0xae, 0x2b];
+    const XSAVEOPT: &[u8] = &[0x48, 0x0f, 0xae, 0x33];
+    const XSAVEC: &[u8] = &[0x48, 0x0f, 0xc7, 0x23];
+    const XSAVES: &[u8] = &[0x48, 0x0f, 0xc7, 0x2b];
+    const XRSTORS: &[u8] = &[0x48, 0x0f, 0xc7, 0x1b];
+
+    /// A machine with XSAVE on, both components in their initial state, RBX at the area.
+    fn machine() -> Fixture {
+        let mut f = Fixture::long();
+        f.cpu.cr4 |= cr::CR4_OSFXSR | cr::CR4_OSXSAVE;
+        f.cpu.refresh();
+        f.cpu.fpu.init_x87();
+        f.cpu.fpu.xmm = [0; 16];
+        f.cpu.fpu.mxcsr = mxcsr::DEFAULT;
+        f.cpu.fpu.xcr0 = component::ALL;
+        f.cpu.gpr[reg::RAX] = !0;
+        f.cpu.gpr[reg::RDX] = !0;
+        f.cpu.gpr[reg::RBX] = AT;
+        f
+    }
+
+    fn header(f: &Fixture) -> [u64; 3] {
+        [0, 8, 16].map(|at| f.peek(AT + 512 + at))
+    }
+
+    #[test]
+    fn the_standard_form_saves_all_and_says_what_was_in_use() {
+        let mut f = machine();
+        f.poke(AT + 512, 0x10);
+        f.poke(AT + 160, 7);
+        f.cpu.fpu.regs[0] = (1 << 63, 0x3fff);
+        assert_eq!(f.execute(XSAVE), Ok(()));
+        // A bit that was not asked for stays; SSE is saved although in its initial state.
+        assert_eq!(header(&f), [0x11, 0, 0]);
+        assert_eq!(f.peek(AT + 32), 1 << 63);
+        assert_eq!((f.peek(AT + 160), f.peek32(AT + 24)), (0, mxcsr::DEFAULT));
+        assert_eq!(f.peek32(AT + 28), mxcsr::ALL);
+    }
+
+    #[test]
+    fn the_optimized_form_leaves_out_what_is_initial() {
+        let mut f = machine();
+        f.poke(AT + 160, 7);
+        f.cpu.fpu.xmm[1] = 5;
+        f.cpu.gpr[reg::RAX] = component::X87;
+        assert_eq!(f.execute(XSAVEOPT), Ok(()));
+        assert_eq!((header(&f), f.peek(AT + 160)), ([0, 0, 0], 7));
+        f.cpu.gpr[reg::RAX] = component::SSE;
+        assert_eq!(f.execute(XSAVEOPT), Ok(()));
+        assert_eq!((header(&f), f.peek(AT + 176)), ([2, 0, 0], 5));
+    }
+
+    #[test]
+    fn the_compacted_form_counts_a_changed_mxcsr_as_sse_in_use() {
+        let mut f = machine();
+        assert_eq!(f.execute(XSAVEC), Ok(()));
+        assert_eq!(header(&f), [0, COMPACTED | 3, 0]);
+        f.cpu.fpu.mxcsr |= 1;
+        assert_eq!(f.execute(XSAVEC), Ok(()));
+        assert_eq!(header(&f), [2, COMPACTED | 3, 0]);
+    }
+
+    #[test]
+    fn saved_state_comes_back_and_the_rest_becomes_initial() {
+        let mut f = machine();
+        f.cpu.fpu.regs[0] = (1 << 63, 0x4000);
+        f.cpu.fpu.mxcsr |= 1;
+        assert_eq!(f.execute(XSAVES), Ok(()));
+        let saved = f.cpu.fpu.save();
+        f.cpu.fpu.xmm[3] = 9;
+        f.cpu.fpu.control = 0x40;
+        assert_eq!(f.execute(XRSTORS), Ok(()));
+        assert_eq!(f.cpu.fpu.save(), saved);
+        // Standard form: MXCSR is loaded although SSE is not there.
+        let mut f = machine();
+        f.poke(AT + 24, 0x1f81);
+        f.cpu.fpu.xmm[3] = 9;
+        f.cpu.fpu.control = 0x40;
+        assert_eq!(f.execute(XRSTOR), Ok(()));
+        assert_eq!((f.cpu.fpu.xmm[3], f.cpu.fpu.mxcsr), (0, 0x1f81));
+        assert_eq!(f.cpu.fpu.control, CONTROL_DEFAULT);
+    }
+
+    #[test]
+    fn malformed_headers_are_general_protection_faults() {
+        let restore = |code: &[u8], present: u64, layout: u64, more: u64| {
+            let mut f = machine();
+            f.poke(AT + 24, mxcsr::DEFAULT.into());
+            for (at, value) in [(512, present), (520, layout), (528, more)] {
+                f.poke(AT + at, value);
+            }
+            f.execute(code)
+        };
+        assert_eq!(restore(XRSTOR, 3, 0, 0), Ok(()));
+        assert_eq!(restore(XRSTOR, 4, 0, 0), Err(GP0));
+        assert_eq!(restore(XRSTOR, 3, 3, 0), Err(GP0));
+        assert_eq!(restore(XRSTOR, 3, 0, 1), Err(GP0));
+        assert_eq!(restore(XRSTOR, 1, COMPACTED | 1, 0), Ok(()));
+        assert_eq!(restore(XRSTOR, 3, COMPACTED | 1, 0), Err(GP0));
+        assert_eq!(restore(XRSTOR, 1, COMPACTED | 5, 0), Err(GP0));
+        assert_eq!(restore(XRSTOR, 1, COMPACTED | 1, 1), Err(GP0));
+        assert_eq!(restore(XRSTORS, 3, 0, 0), Err(GP0));
+        assert_eq!(restore(XRSTORS, 3, COMPACTED | 3, 0), Ok(()));
+    }
+
+    #[test]
+    fn the_family_needs_osxsave_alignment_and_privilege() {
+        let mut f = machine();
+        f.cpu.gpr[reg::RBX] = AT + 16;
+        assert_eq!(f.execute(XSAVE), Err(GP0));
+        f.cpu.gpr[reg::RBX] = AT;
+        f.cpu.cr0 |= cr::CR0_TS;
+        assert_eq!(f.execute(XSAVE), Err(Fault::DeviceNotAvailable.into()));
+        f.cpu.cr4 &= !cr::CR4_OSXSAVE;
+        assert_eq!(f.execute(XSAVE), Err(UD));
+        let mut f = machine();
+        f.enter(3);
+        assert_eq!(f.execute(XSAVES), Err(GP0));
+        assert_eq!(f.execute(XRSTORS), Err(GP0));
+    }
+
+    #[test]
+    fn reserved_mxcsr_bits_are_refused() {
+        let mut f = machine();
+        f.poke(AT + 24, 0x1_0000);
+        assert_eq!(f.execute(&[0x0f, 0xae, 0x0b]), Err(GP0)); // FXRSTOR [RBX]
+        let expected: Result<(), Trap> = Err(GP0);
+        assert_eq!(f.execute(&[0x0f, 0xae, 0x53, 24]), expected); // LDMXCSR [RBX+24]
+        f.poke(AT + 24, 0xffff);
+        assert_eq!(f.execute(&[0x0f, 0xae, 0x53, 24]), Ok(()));
+        assert_eq!(f.cpu.fpu.mxcsr, 0xffff);
+    }
+}

@@ -271,3 +271,58 @@ pub(super) fn restore(x: &mut Ctx, i: &Instruction) -> Exec {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::Fixture;
+    use crate::vcpu::reg;
+
+    #[test]
+    fn the_environment_of_real_mode_has_a_linear_address_and_the_opcode() {
+        let mut f = Fixture::real();
+        f.cpu.fpu.init();
+        f.cpu.fpu.instruction = 0x1_2345;
+        f.cpu.fpu.operand = 0x6_789a;
+        f.cpu.fpu.opcode = 0x5f1;
+        f.cpu.gpr[reg::RBX] = 0x200;
+        f.execute(&[0xd9, 0x37]).unwrap(); // FNSTENV [BX]
+        let words: [u16; 7] = core::array::from_fn(|n| f.peek16(0x200 + 2 * n as u64));
+        assert_eq!(words, [0x37f, 0, 0xffff, 0x2345, 0x15f1, 0x789a, 0x6000]);
+        f.cpu.fpu.init();
+        f.execute(&[0xd9, 0x27]).unwrap(); // FLDENV [BX]
+        let fpu = &f.cpu.fpu;
+        assert_eq!(
+            (fpu.instruction, fpu.operand, fpu.opcode),
+            (0x1_2345, 0x6_789a, 0x5f1)
+        );
+    }
+
+    #[test]
+    fn storing_the_environment_masks_all_exceptions() {
+        let mut f = Fixture::long();
+        f.cpu.fpu.init();
+        f.cpu.fpu.control = 0x340;
+        f.cpu.fpu.status = 0x8081;
+        f.cpu.gpr[reg::RBX] = 0x8_0000;
+        f.execute(&[0xd9, 0x33]).unwrap();
+        assert_eq!(
+            (f.peek32(0x8_0000), f.peek32(0x8_0004)),
+            (0xffff_0340, 0xffff_8081)
+        );
+        assert_eq!((f.cpu.fpu.control, f.cpu.fpu.status), (0x37f, 1));
+    }
+
+    #[test]
+    fn saved_registers_return_and_saving_initializes() {
+        let mut f = Fixture::long();
+        f.cpu.fpu.init();
+        f.execute(&[0xd9, 0xeb]).unwrap(); // FLDPI
+        f.execute(&[0xd9, 0xe8]).unwrap(); // FLD1
+        let before = f.cpu.fpu.save();
+        f.cpu.gpr[reg::RBX] = 0x8_0000;
+        f.execute(&[0xdd, 0x33]).unwrap(); // FNSAVE [RBX]
+        assert_eq!((f.cpu.fpu.tag, f.cpu.fpu.status), (0, 0));
+        f.execute(&[0xdd, 0x23]).unwrap(); // FRSTOR [RBX]
+        assert_eq!(f.cpu.fpu.save(), before);
+    }
+}
