@@ -120,6 +120,14 @@ const fn set(features: &[Feature]) -> u128 {
     bits
 }
 
+/// Whose rules a model follows where they differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vendor {
+    Intel,
+    /// SYSCALL and SYSRET exist outside 64-bit mode, SYSENTER and SYSEXIT only outside IA-32e mode.
+    Amd,
+}
+
 /// A CPU model.
 #[derive(Debug)]
 pub struct Model {
@@ -127,6 +135,7 @@ pub struct Model {
     pub name: &'static str,
     /// One sentence for a list of models.
     pub about: &'static str,
+    pub(crate) vendor: Vendor,
     /// Guest-physical address bits (MAXPHYADDR).
     pub(crate) physical_bits: u32,
     /// Type, family, model and stepping: CPUID.1:EAX, and EDX after reset.
@@ -215,10 +224,11 @@ const HYPERNEST: u128 = BASELINE | {
 /// for what it is, a processor that does not speculate.
 const SIGNATURE: u32 = 0x0003_0661;
 
-static MODELS: [Model; 2] = [
+static MODELS: [Model; 3] = [
     Model {
         name: "hypernest",
         about: "everything this processor has",
+        vendor: Vendor::Intel,
         physical_bits: 40,
         signature: SIGNATURE,
         brand: "Hypernest x86-64 processor",
@@ -227,9 +237,19 @@ static MODELS: [Model; 2] = [
     Model {
         name: "baseline",
         about: "what any 64-bit processor has: SSE2 and no later extension",
+        vendor: Vendor::Intel,
         physical_bits: 40,
         signature: SIGNATURE,
         brand: "Hypernest x86-64 processor (baseline)",
+        features: BASELINE,
+    },
+    Model {
+        name: "baseline-amd",
+        about: "as baseline, from the other vendor: SYSCALL works in 32-bit code",
+        vendor: Vendor::Amd,
+        physical_bits: 40,
+        signature: 0x0000_0f51, // Family 15, model 5.
+        brand: "Hypernest x86-64 processor (baseline, AMD)",
         features: BASELINE,
     },
 ];

@@ -176,10 +176,11 @@ fn execute(cli: &Path, tests_dir: &Path, test: &Test, options: &Options) -> Resu
     // What the suite's own runner hands over as an initrd: it stands in for fw_cfg.
     let environment = options.logs.join(format!("{}.env", test.name));
     let memory = test.memory_mib();
+    let test_device = u8::from(!test.calls_kvm());
     fs::write(
         &environment,
         format!(
-            "NR_CPUS={}\nMEMSIZE={memory}\nTEST_DEVICE=1\nBOOTLOADER=1\n",
+            "NR_CPUS={}\nMEMSIZE={memory}\nTEST_DEVICE={test_device}\nBOOTLOADER=1\n",
             test.smp
         ),
     )?;
@@ -192,6 +193,7 @@ fn execute(cli: &Path, tests_dir: &Path, test: &Test, options: &Options) -> Resu
         .args(["--memory", &format!("{memory}M")])
         .args(["--timeout", &seconds.to_string()])
         .args(["--serial", "stdio"])
+        .args(["--cpu", test.model()])
         .arg("--module")
         .arg(&environment);
     if !test.args.is_empty() {

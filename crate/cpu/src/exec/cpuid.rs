@@ -2,7 +2,7 @@
 
 use crate::clock;
 use crate::mem::Ctx;
-use crate::model::{FEATURES, Feature, Output};
+use crate::model::{FEATURES, Feature, Output, Vendor};
 use crate::trap::Exec;
 use crate::vcpu::{Vcpu, cr, reg};
 
@@ -71,7 +71,7 @@ fn adjust(cpu: &Vcpu, leaf: u32, ecx: &mut u32, edx: &mut u32) {
                 *ecx |= OSXSAVE;
             }
         }
-        0x8000_0001 if !cpu.is_64() => *edx &= !SYSCALL,
+        0x8000_0001 if !cpu.is_64() && cpu.model.vendor == Vendor::Intel => *edx &= !SYSCALL,
         _ => {}
     }
 }
@@ -100,12 +100,13 @@ fn numbers(cpu: &Vcpu, leaf: u32, subleaf: u32) -> [u32; 4] {
     let id = cpu.apic.id();
     let cores = cpu.cpus.next_power_of_two();
     match leaf {
-        0 => [
-            LAST_BASIC,
-            word("Genu", 0),
-            word("ntel", 0),
-            word("ineI", 0),
-        ],
+        0 => {
+            let name = match model.vendor {
+                Vendor::Intel => "GenuineIntel",
+                Vendor::Amd => "AuthenticAMD",
+            };
+            [LAST_BASIC, word(name, 0), word(name, 8), word(name, 4)]
+        }
         1 => {
             let htt = if cpu.cpus > 1 { 1 << 28 } else { 0 };
             let clflush = 8 << 8;

@@ -7,6 +7,7 @@ use super::system::privileged;
 use crate::flags::bit;
 use crate::interrupt;
 use crate::mem::{Ctx, canonical};
+use crate::model::Vendor;
 use crate::paging::Access;
 use crate::state::{Activity, SegmentState};
 use crate::trap::{Exec, GP0, UD};
@@ -42,9 +43,10 @@ fn enter(x: &mut Ctx, cs: u16, ss: u16, cpl: u8, long: bool, rip: u64) {
     x.enter_code(flat_code(cs & !3 | rpl, cpl, long), cpl, rip);
 }
 
-/// #UD outside 64-bit mode, as on Intel processors, or without EFER.SCE.
+/// #UD without EFER.SCE, and on Intel processors outside 64-bit mode.
 fn need_syscall(x: &Ctx) -> Exec {
-    if x.cpu.is_64() && x.cpu.msrs.efer & cr::EFER_SCE != 0 {
+    let mode = x.cpu.is_64() || x.cpu.model.vendor == Vendor::Amd && x.cpu.protected();
+    if mode && x.cpu.msrs.efer & cr::EFER_SCE != 0 {
         Ok(())
     } else {
         Err(UD)
@@ -54,12 +56,25 @@ fn need_syscall(x: &Ctx) -> Exec {
 /// SYSCALL.
 pub(super) fn syscall(x: &mut Ctx) -> Exec {
     need_syscall(x)?;
+    let long = x.cpu.long_mode();
     let rflags = x.cpu.flags.get() & !bit::RF;
     x.cpu.gpr[reg::RCX] = x.cpu.rip;
-    x.cpu.gpr[R11] = rflags;
-    x.cpu.flags.set(rflags & !x.cpu.msrs.fmask);
-    let cs = (x.cpu.msrs.star >> 32) as u16;
-    enter(x, cs, (cs & !3).wrapping_add(8), 0, true, x.cpu.msrs.lstar);
+    let star = x.cpu.msrs.star;
+    let rip = if x.cpu.is_64() {
+        x.cpu.msrs.lstar
+    } else if long {
+        x.cpu.msrs.cstar
+    } else {
+        star & 0xffff_ffff
+    };
+    if long {
+        x.cpu.gpr[R11] = rflags;
+        x.cpu.flags.set(rflags & !x.cpu.msrs.fmask);
+    } else {
+        x.cpu.flags.set(rflags & !(bit::IF | bit::VM));
+    }
+    let cs = (star >> 32) as u16;
+    enter(x, cs, (cs & !3).wrapping_add(8), 0, long, rip);
     single_step_follows_tf(x);
     Ok(())
 }
@@ -86,8 +101,12 @@ pub(super) fn sysret(x: &mut Ctx, i: &Instruction) -> Exec {
     if !long {
         rip &= 0xffff_ffff;
     }
-    let kept = bit::ALL & !(bit::RF | bit::VM);
-    x.cpu.flags.set(x.cpu.gpr[R11] & kept);
+    if x.cpu.long_mode() {
+        let kept = bit::ALL & !(bit::RF | bit::VM);
+        x.cpu.flags.set(x.cpu.gpr[R11] & kept);
+    } else {
+        x.cpu.flags.rest |= bit::IF;
+    }
     let base = (x.cpu.msrs.star >> 48) as u16;
     let cs = if long { base.wrapping_add(16) } else { base };
     enter(x, cs, base.wrapping_add(8), 3, long, rip);
@@ -95,8 +114,18 @@ pub(super) fn sysret(x: &mut Ctx, i: &Instruction) -> Exec {
     Ok(())
 }
 
+/// #UD where the vendor has left SYSENTER and SYSEXIT out.
+fn need_sysenter(x: &Ctx) -> Exec {
+    if x.cpu.model.vendor == Vendor::Amd && x.cpu.long_mode() {
+        Err(UD)
+    } else {
+        Ok(())
+    }
+}
+
 /// SYSENTER.
 pub(super) fn sysenter(x: &mut Ctx) -> Exec {
+    need_sysenter(x)?;
     let cs = x.cpu.msrs.sysenter_cs as u16;
     if !x.cpu.protected() || cs & !3 == 0 {
         return Err(GP0);
@@ -112,6 +141,7 @@ pub(super) fn sysenter(x: &mut Ctx) -> Exec {
 
 /// SYSEXIT and SYSEXITQ.
 pub(super) fn sysexit(x: &mut Ctx, i: &Instruction) -> Exec {
+    need_sysenter(x)?;
     let base = x.cpu.msrs.sysenter_cs as u16;
     if !x.cpu.protected() || base & !3 == 0 {
         return Err(GP0);
@@ -380,6 +410,28 @@ mod tests {
         assert_eq!(f.execute(&SYSRETQ), Err(GP0));
         f.execute(&[0x0f, 0x07]).unwrap(); // to compatibility mode, 32 bits of it
         assert_eq!((f.cpu.rip, f.cpu.code_size), (0, CodeSize::Bits32));
+    }
+
+    #[test]
+    fn compatibility_mode_has_syscall_where_the_vendor_has_it() {
+        let mut f = Fixture::long();
+        f.cpu.msrs.star = 0x0013_0008 << 32;
+        f.cpu.msrs.cstar = 0x7000;
+        f.cpu.msrs.fmask = bit::TF;
+        f.enter(3);
+        f.cpu.seg_mut(Seg::Cs).rights ^= rights::LONG | rights::BIG;
+        f.cpu.set_rflags(bit::FIXED | bit::TF);
+        assert_eq!(f.execute(&SYSCALL), Err(UD));
+        f.cpu.model = crate::Model::by_name("baseline-amd").unwrap();
+        f.cpu.pending_debug = interrupt::DR6_BS;
+        f.execute(&SYSCALL).unwrap();
+        assert_eq!((f.cpu.rip, f.cpu.code_size), (0x7000, CodeSize::Bits64));
+        // TF was masked, and with it the trap of this instruction.
+        assert_eq!(f.cpu.pending_debug, 0);
+        f.execute(&[0x0f, 0x07]).unwrap();
+        assert_eq!((f.cpu.rip, f.cpu.code_size), (CODE + 2, CodeSize::Bits32));
+        assert_eq!(f.cpu.pending_debug, interrupt::DR6_BS);
+        assert_eq!(f.execute(&[0x0f, 0x34]), Err(UD));
     }
 
     #[test]
