@@ -2,9 +2,12 @@
 //!
 //! Linux on x86-64 only; empty elsewhere. It knows the board as [`hypernest_cpu::Bus`] and hands
 //! state over as [`hypernest_cpu::VcpuState`], so a machine can move between engines.
+//!
+//! What it is for so far: to hold the [`hypernest_machine::Engine`] trait to something that is not the
+//! software processor. One vCPU, no local APIC, so no interrupts; guests poll.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod convert;
-mod vcpu;
+mod engine;
 
-pub use vcpu::{KvmError, KvmStop, KvmVcpu};
+pub use engine::KvmEngine;
