@@ -5,7 +5,7 @@
 // Without guest images the tests that boot Linux are skipped, with a line that says so.
 
 import assert from 'node:assert/strict';
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { browse, condition, consoleText, fail, inState, options, seen, serve } from './harness.mjs';
 
@@ -189,6 +189,20 @@ test('a booting Linux can be paused, and reset', 'linux', async (page) => {
   await page.click('#reset');
   await inState(page, 'running', 20_000);
   await seen(page, PROMPT, BOOT_MS);
+});
+
+test('Linux boots from files that the user opens, with two CPUs', 'linux', async (page) => {
+  await seen(page, /Linux version|\[ +0\./, 60_000);
+  await page.selectOption('#cpus', '2');
+  const manifest = JSON.parse(readFileSync(join(given.guests, 'manifest.json'), 'utf8'));
+  const { kernel, initrd } = manifest.guests[0];
+  const chooser = page.waitForEvent('filechooser');
+  await page.click('text=Open files');
+  await (await chooser).setFiles([join(given.guests, initrd), join(given.guests, kernel)]);
+  await page.waitForFunction((name) => document.querySelector('.guest select').value === name, kernel.split('/').pop());
+  await seen(page, PROMPT, BOOT_MS);
+  await page.keyboard.type('nproc\n');
+  await seen(page, /# nproc\n2$/m, 20_000);
 });
 
 // ---- helpers ----

@@ -130,7 +130,7 @@ function notices(state: State, actions: Actions): TemplateResult {
           <span>${state.error}</span><button class="plain" aria-label="Dismiss" @click=${actions.dismiss}>✕</button>
         </div>`
       : nothing}
-    ${stop ? html`<div class="notice" id="stop">${stop.message}</div>` : nothing}`;
+    ${stop ? html`<div class="notice" id="stop">${stop.message} Start builds the machine anew.</div>` : nothing}`;
 }
 
 function progressBar({ name, loaded, total }: Progress): TemplateResult {

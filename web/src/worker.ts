@@ -66,7 +66,7 @@ async function handle(request: Request, wanted: number): Promise<unknown> {
       if (machine && state === 'paused') {
         state = 'running';
         pacer.level(performance.now(), ticks);
-        speed.restart();
+        speed.begin();
         sendStatus();
         wake();
       }
@@ -126,7 +126,7 @@ async function boot(guest: Guest, wanted: number): Promise<void> {
   if (wanted !== generation) return; // another boot overtook this one
   machine = new Machine(options, kernel, initrd);
   pacer.level(performance.now(), 0);
-  speed.restart();
+  speed.begin();
   state = 'running';
   sendStatus();
   wake();
@@ -274,9 +274,15 @@ class Speed {
   private instructions = 0;
   private busyMs = 0;
   mips = 0;
-  load = 0;
+  load = 1;
 
-  restart(): void {
+  /** The machine starts to run: taken as busy until it is known. */
+  begin(): void {
+    this.load = 1;
+    this.restart();
+  }
+
+  private restart(): void {
     this.since = performance.now();
     this.instructions = this.busyMs = 0;
   }

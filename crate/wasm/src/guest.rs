@@ -125,7 +125,12 @@ impl Guest {
                 Ok(Stop::Tick) => None,
                 Ok(stop) => Some(StopReport {
                     kind: stop.word(),
-                    message: sentence(&stop.to_string()),
+                    message: match stop {
+                        Stop::TripleFault { .. } => sentence(&format!(
+                            "{stop}, which resets a PC (Linux reboots this way with reboot=t)"
+                        )),
+                        _ => sentence(&stop.to_string()),
+                    },
                 }),
                 Err(error) => Some(StopReport {
                     kind: "failed",
