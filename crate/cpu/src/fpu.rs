@@ -46,7 +46,6 @@ pub(crate) mod mxcsr {
 pub(crate) mod component {
     pub const X87: u64 = 1;
     pub const SSE: u64 = 2;
-    pub const ALL: u64 = X87 | SSE;
 }
 
 /// Control word after FNINIT.

@@ -13,13 +13,10 @@ use crate::vcpu::{Seg, reg};
 pub(crate) const DR6_BD: u64 = 1 << 13;
 /// DR6: single step.
 pub(crate) const DR6_BS: u64 = 1 << 14;
-/// DR6: task switch.
-pub(crate) const DR6_BT: u64 = 1 << 15;
 /// DR7: general detect enable.
 pub(crate) const DR7_GD: u64 = 1 << 13;
 
 const NMI: u8 = 2;
-const DOUBLE_FAULT: u8 = 8;
 
 /// What is being delivered.
 #[derive(Clone, Copy)]

@@ -3,7 +3,6 @@
 //! It knows guest memory as [`Ram`] and everything outside as [`Bus`]. It reads no clock and no
 //! random source: what it does is a function of its state and of what the bus answers.
 #![no_std]
-#![allow(dead_code)]
 
 extern crate alloc;
 
@@ -36,6 +35,7 @@ mod trap;
 mod vcpu;
 
 pub use bus::{Bus, DeliveryMode, InterruptMessage, Tick};
+pub use exec::msr::msr_name;
 pub use model::{Feature, Model};
 pub use processor::{MAX_CPUS, Processor, ProcessorConfig, ProcessorError, Stop, Traced, Tracer};
 pub use ram::{OutOfRam, PAGE_SIZE, Ram, RamError};

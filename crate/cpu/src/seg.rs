@@ -6,7 +6,7 @@ use crate::mem::{Ctx, canonical};
 use crate::operand::mask;
 use crate::state::SegmentState;
 use crate::trap::{Exec, Fault, GP0, Trap};
-use crate::vcpu::{CodeSize, Seg, Vcpu, reg, rights};
+use crate::vcpu::{Seg, Vcpu, reg, rights};
 
 /// A segment register that holds a null selector.
 pub(crate) fn null_segment(selector: u16, dpl: u8) -> SegmentState {
@@ -324,10 +324,5 @@ impl Ctx<'_> {
         self.cpu.rip = rip;
         self.cpu.refresh();
         debug_assert!(self.cpu.cpl == cpl || !self.cpu.protected());
-    }
-
-    /// Whether the processor runs 16-bit code (for the default size of a few operands).
-    pub fn is_16(&self) -> bool {
-        self.cpu.code_size == CodeSize::Bits16
     }
 }

@@ -48,7 +48,6 @@ pub(crate) mod rights {
     /// Data: expand-down. Code: conforming.
     pub const DOWN: u32 = 4;
     pub const CODE: u32 = 8;
-    pub const TYPE: u32 = 0xf;
     pub const S: u32 = 1 << 4;
     pub const DPL_SHIFT: u32 = 5;
     pub const PRESENT: u32 = 1 << 7;
@@ -71,8 +70,6 @@ pub(crate) mod cr {
     pub const CR0_NW: u64 = 1 << 29;
     pub const CR0_CD: u64 = 1 << 30;
     pub const CR0_PG: u64 = 1 << 31;
-    pub const CR4_VME: u64 = 1;
-    pub const CR4_PVI: u64 = 1 << 1;
     pub const CR4_TSD: u64 = 1 << 2;
     pub const CR4_DE: u64 = 1 << 3;
     pub const CR4_PSE: u64 = 1 << 4;

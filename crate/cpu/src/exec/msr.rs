@@ -225,8 +225,8 @@ fn find(x: &Ctx, number: u32) -> Option<&'static Row> {
         .then_some(row)
 }
 
-/// Name of a register, for traces.
-pub(crate) fn name(number: u32) -> Option<&'static str> {
+/// Name of a model-specific register (Vol. 4), where this processor may have it.
+pub fn msr_name(number: u32) -> Option<&'static str> {
     let at = TABLE.binary_search_by_key(&number, |row| row.number).ok()?;
     Some(TABLE[at].name)
 }

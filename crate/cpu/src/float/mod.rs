@@ -177,13 +177,6 @@ impl Float {
             ..self
         }
     }
-
-    pub fn absolute(self) -> Float {
-        Float {
-            sign: false,
-            ..self
-        }
-    }
 }
 
 /// A binary format, or a rounding precision.
