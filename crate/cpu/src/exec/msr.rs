@@ -398,7 +398,7 @@ mod tests {
     #[test]
     fn the_table_is_in_order() {
         assert!(TABLE.is_sorted_by_key(|row| row.number));
-        assert_eq!(name(0xc000_0080), Some("IA32_EFER"));
+        assert_eq!(msr_name(0xc000_0080), Some("IA32_EFER"));
     }
 
     #[test]

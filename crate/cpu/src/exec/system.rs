@@ -316,7 +316,7 @@ mod tests {
         f.descriptor(sel::TSS + 8, 0x12);
         f.execute(&ltr).unwrap();
         assert_eq!(f.cpu.seg(Seg::Tr).base, 0x12_0000_3000);
-        assert_eq!(f.cpu.seg(Seg::Tr).rights & rights::TYPE, 0xb);
+        assert_eq!(f.cpu.seg(Seg::Tr).rights & 0xf, 0xb);
         assert_eq!(f.peek(GDT + u64::from(sel::TSS)) >> 40 & 0xff, 0x8b);
         f.cpu.gpr[0] = 0;
         assert_eq!(f.execute(&ltr), Err(GP0));

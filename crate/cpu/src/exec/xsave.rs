@@ -319,7 +319,7 @@ mod tests {
         f.cpu.fpu.init_x87();
         f.cpu.fpu.xmm = [0; 16];
         f.cpu.fpu.mxcsr = mxcsr::DEFAULT;
-        f.cpu.fpu.xcr0 = component::ALL;
+        f.cpu.fpu.xcr0 = component::X87 | component::SSE;
         f.cpu.gpr[reg::RAX] = !0;
         f.cpu.gpr[reg::RDX] = !0;
         f.cpu.gpr[reg::RBX] = AT;
