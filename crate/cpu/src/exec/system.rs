@@ -254,7 +254,6 @@ mod tests {
     use super::*;
     use crate::testing::{Fixture, GDT, sel};
     use crate::trap::{Fault, Trap};
-    use crate::vcpu::rights;
 
     #[test]
     fn loading_a_segment_checks_level_kind_and_presence() {
