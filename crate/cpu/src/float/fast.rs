@@ -32,25 +32,27 @@ impl Operation {
 macro_rules! host {
     ($name:ident, $bits:ty, $float:ty) => {
         impl Operation {
-            /// The result, unless an operand or the result is zero, denormal, infinite, a NaN, or
-            /// so near the least normal number that it may have been rounded up to it.
+            /// The result, unless an operand or the result is denormal, infinite, a NaN, or so
+            /// near the least normal number that it may have been rounded up to it.
             #[inline]
             pub fn $name(self, a: $bits, b: $bits) -> Option<$bits> {
                 const FRACTION: u32 = <$float>::MANTISSA_DIGITS - 1;
                 const EXPONENTS: $bits = (1 << (<$bits>::BITS - 1 - FRACTION)) - 1;
+                let zero = |bits: $bits| bits << 1 == 0;
                 let normal = |bits: $bits| (2..EXPONENTS).contains(&(bits >> FRACTION & EXPONENTS));
-                if !(normal(a) && normal(b)) {
+                if !(normal(a) || zero(a)) || !(normal(b) || zero(b)) {
                     return None;
                 }
                 let (x, y) = (<$float>::from_bits(a), <$float>::from_bits(b));
-                let result = match self {
-                    Operation::Add => x + y,
-                    Operation::Subtract => x - y,
-                    Operation::Multiply => x * y,
-                    Operation::Divide => x / y,
-                }
-                .to_bits();
-                normal(result).then_some(result)
+                // Whether a zero may come out that is exact.
+                let (result, zeros) = match self {
+                    Operation::Add => (x + y, true),
+                    Operation::Subtract => (x - y, true),
+                    Operation::Multiply => (x * y, zero(a) || zero(b)),
+                    Operation::Divide => (x / y, zero(a)),
+                };
+                let result = result.to_bits();
+                (normal(result) || zeros && zero(result)).then_some(result)
             }
         }
     };

@@ -12,11 +12,9 @@ macro_rules! lanewise {
 }
 
 lanewise! {
-    paddb: u8, |a, b| a.wrapping_add(b);
     paddw: u16, |a, b| a.wrapping_add(b);
     paddd: u32, |a, b| a.wrapping_add(b);
     paddq: u64, |a, b| a.wrapping_add(b);
-    psubb: u8, |a, b| a.wrapping_sub(b);
     psubw: u16, |a, b| a.wrapping_sub(b);
     psubd: u32, |a, b| a.wrapping_sub(b);
     psubq: u64, |a, b| a.wrapping_sub(b);
@@ -36,10 +34,7 @@ lanewise! {
     pavgb: u8, |a, b| ((u16::from(a) + u16::from(b) + 1) >> 1) as u8;
     pavgw: u16, |a, b| ((u32::from(a) + u32::from(b) + 1) >> 1) as u16;
     pminsw: i16, |a, b| a.min(b);
-    pminub: u8, |a, b| a.min(b);
     pmaxsw: i16, |a, b| a.max(b);
-    pmaxub: u8, |a, b| a.max(b);
-    pcmpeqb: i8, |a, b| -i8::from(a == b);
     pcmpeqw: i16, |a, b| -i16::from(a == b);
     pcmpeqd: i32, |a, b| -i32::from(a == b);
     pcmpgtb: i8, |a, b| -i8::from(a > b);
@@ -62,6 +57,54 @@ pub(super) fn pabsw(_: Vector, b: Vector, _: usize) -> Vector {
 }
 pub(super) fn pabsd(_: Vector, b: Vector, _: usize) -> Vector {
     map::<i32>(b, i32::wrapping_abs)
+}
+
+// ---- bytes, eight at a time ----
+//
+// Compilers make little of sixteen lanes in two registers, and string functions use these a lot.
+
+const HIGH: u64 = 0x8080_8080_8080_8080;
+
+/// All ones in the bytes whose top bit is set.
+#[inline(always)]
+fn spread(tops: u64) -> u64 {
+    (tops << 1).wrapping_sub(tops >> 7)
+}
+
+#[inline(always)]
+fn byte_difference(a: u64, b: u64) -> u64 {
+    (a | HIGH).wrapping_sub(b & !HIGH) ^ (a ^ !b) & HIGH
+}
+
+/// All ones in the bytes of `a` that are less than those of `b`.
+#[inline(always)]
+fn bytes_below(a: u64, b: u64) -> u64 {
+    spread((!a & b | !(a ^ b) & byte_difference(a, b)) & HIGH)
+}
+
+pub(super) fn paddb(a: Vector, b: Vector, _: usize) -> Vector {
+    zip::<u64>(a, b, |a, b| ((a & !HIGH) + (b & !HIGH)) ^ (a ^ b) & HIGH)
+}
+pub(super) fn psubb(a: Vector, b: Vector, _: usize) -> Vector {
+    zip::<u64>(a, b, byte_difference)
+}
+pub(super) fn pcmpeqb(a: Vector, b: Vector, _: usize) -> Vector {
+    zip::<u64>(a, b, |a, b| {
+        let x = a ^ b;
+        spread(!(((x & !HIGH) + !HIGH) | x) & HIGH)
+    })
+}
+pub(super) fn pminub(a: Vector, b: Vector, _: usize) -> Vector {
+    zip::<u64>(a, b, |a, b| {
+        let below = bytes_below(a, b);
+        a & below | b & !below
+    })
+}
+pub(super) fn pmaxub(a: Vector, b: Vector, _: usize) -> Vector {
+    zip::<u64>(a, b, |a, b| {
+        let below = bytes_below(a, b);
+        b & below | a & !below
+    })
 }
 
 // ---- sums of products and differences ----
@@ -286,7 +329,15 @@ pub(super) fn palignr(a: Vector, b: Vector, bytes: usize, count: u8) -> Vector {
 }
 
 /// The top bits of the lanes, one bit each.
+#[inline]
 pub(super) fn sign_mask(v: Vector, lane_bits: u32) -> u64 {
+    if lane_bits == 8 {
+        // The multiplication moves bit 8n + 7 to bit 56 + n; nothing else gets there.
+        let gather = |half: u64| {
+            (half >> 7 & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56
+        };
+        return gather(v as u64) | gather((v >> 64) as u64) << 8;
+    }
     (0..128 / lane_bits).fold(0, |mask, n| {
         mask | ((v >> (lane_bits * (n + 1) - 1)) as u64 & 1) << n
     })
@@ -341,6 +392,39 @@ mod tests {
         assert_eq!(psllw(A, 16, 16), 0);
         assert_eq!(psllq(A, 1 << 63, 16), 0);
         assert_eq!(psraw(0x8000_7fff, 1 << 40, 16), 0xffff_0000);
+    }
+
+    #[test]
+    fn sign_masks_have_the_top_bit_of_every_lane() {
+        for n in 0..16 {
+            assert_eq!(sign_mask(0x80 << (8 * n), 8), 1 << n);
+            assert_eq!(sign_mask(!(0x80 << (8 * n)), 8), 0xffff & !(1 << n));
+        }
+        assert_eq!(sign_mask(1 << 127 | 1 << 63, 64), 3);
+        assert_eq!(sign_mask(1 << 95 | 1 << 31, 32), 5);
+    }
+
+    #[test]
+    fn bytes_at_once_are_as_bytes_one_by_one() {
+        type Of = fn(u8, u8) -> u8;
+        let operations: [(fn(Vector, Vector, usize) -> Vector, Of); 5] = [
+            (paddb, u8::wrapping_add),
+            (psubb, u8::wrapping_sub),
+            (pcmpeqb, |a, b| if a == b { 0xff } else { 0 }),
+            (pminub, u8::min),
+            (pmaxub, u8::max),
+        ];
+        for (all, one) in operations {
+            for a in 0..=255u8 {
+                for b in (0..=240u8).step_by(16) {
+                    let a = core::array::from_fn(|n| a.wrapping_add((n * 91) as u8));
+                    let b = core::array::from_fn(|n| b + n as u8);
+                    let expected = core::array::from_fn(|n| one(a[n], b[n]));
+                    let result = all(u8::join(a), u8::join(b), 16);
+                    assert_eq!(u8::split(result), expected);
+                }
+            }
+        }
     }
 
     #[test]

@@ -38,7 +38,25 @@ macro_rules! lane {
         }
     )*};
 }
-lane! { u8, 16; i8, 16; u16, 8; i16, 8; u32, 4; i32, 4; u64, 2; }
+lane! { u16, 8; i16, 8; u32, 4; i32, 4; u64, 2; }
+
+/// Bytes need no putting together.
+macro_rules! byte_lane {
+    ($($lane:ty)*) => {$(
+        impl Lane for $lane {
+            type All = [$lane; 16];
+            #[inline(always)]
+            fn split(v: Vector) -> Self::All {
+                v.to_le_bytes().map(|byte| byte as $lane)
+            }
+            #[inline(always)]
+            fn join(all: Self::All) -> Vector {
+                Vector::from_le_bytes(all.map(|byte| byte as u8))
+            }
+        }
+    )*};
+}
+byte_lane! { u8 i8 }
 
 /// `f` of every lane.
 #[inline(always)]
