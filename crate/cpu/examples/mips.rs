@@ -89,7 +89,7 @@ fn main() {
     processor.write_state(0, &state).expect("a valid state");
     let millions: u64 = std::env::args()
         .nth(1)
-        .map_or(500, |n| n.parse().expect("a number"));
+        .map_or(20, |n| n.parse().expect("a number"));
     for _ in 0..5 {
         let start = std::time::Instant::now();
         let until = processor.now() + millions * 1_000_000;

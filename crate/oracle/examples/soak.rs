@@ -1,10 +1,10 @@
 //! Runs random cases against the host's processor for as long as one likes.
 //!
 //! ```text
-//! cargo run -p hypernest-oracle --release --example soak -- N [FILTER] [--seed S] [--mode 32|64] [--threads T]
+//! cargo run -p hypernest-oracle --release --example soak -- [N [FILTER]] [--seed S] [--mode 32|64] [--threads T]
 //! ```
 //!
-//! N cases over the forms whose name contains FILTER, in any letter case. Forms are named as
+//! N cases (10 000 where none is given) over the forms whose name contains FILTER, in any letter case. Forms are named as
 //! iced-x86 does (`Add_rm8_r8`); `mul` takes all whose mnemonic has it, `=mul` only MUL itself, `a,b` both.
 //! Each difference prints as a line for a case file, with our result under it. Exit status 1 on
 //! a difference, 2 on wrong arguments.
@@ -27,7 +27,7 @@ mod native {
     use hypernest_oracle::judge::Tally;
     use hypernest_oracle::{Mode, campaign};
 
-    const USAGE: &str = "soak N [FILTER] [--seed S] [--mode 32|64] [--threads T]";
+    const USAGE: &str = "soak [N [FILTER]] [--seed S] [--mode 32|64] [--threads T]";
 
     struct Options {
         cases: u64,
@@ -39,14 +39,16 @@ mod native {
 
     fn parse() -> Option<Options> {
         let mut options = Options {
-            cases: 0,
+            cases: 10_000,
             filter: String::new(),
             seed: 1,
             modes: vec![Mode::Long, Mode::Compat],
             threads: 1,
         };
         let mut arguments = std::env::args().skip(1);
-        options.cases = arguments.next()?.replace('_', "").parse().ok()?;
+        if let Some(cases) = arguments.next() {
+            options.cases = cases.replace('_', "").parse().ok()?;
+        }
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--seed" => options.seed = arguments.next()?.parse().ok()?,
