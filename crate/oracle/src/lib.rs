@@ -18,6 +18,7 @@ mod ours;
 mod rng;
 pub mod text;
 mod values;
+pub mod wild;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod elf;
