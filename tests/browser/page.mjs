@@ -180,7 +180,7 @@ test('Linux boots to a prompt and answers uname -a', 'linux', async (page) => {
 });
 
 test('a booting Linux can be paused, and reset', 'linux', async (page) => {
-  await seen(page, /Linux version|\[ +0\./, 60_000);
+  await seen(page, /Linux version|\[ +0\./, BOOT_MS);
   await page.click('#toggle');
   await inState(page, 'paused');
   const before = (await condition(page)).instructions;
@@ -192,7 +192,7 @@ test('a booting Linux can be paused, and reset', 'linux', async (page) => {
 });
 
 test('Linux boots from files that the user opens, with two CPUs', 'linux', async (page) => {
-  await seen(page, /Linux version|\[ +0\./, 60_000);
+  await seen(page, /Linux version|\[ +0\./, BOOT_MS);
   await page.selectOption('#cpus', '2');
   const manifest = JSON.parse(readFileSync(join(given.guests, 'manifest.json'), 'utf8'));
   const { kernel, initrd } = manifest.guests[0];

@@ -59,7 +59,7 @@ export interface Status {
   readonly instructions: number;
   /** Guest time since boot, in ticks (ns). */
   readonly ticks: number;
-  /** Million instructions per second of the time spent executing, over the last half second. */
+  /** Million instructions per second of time spent executing; 0 until it is known. */
   readonly mips: number;
   /** Share of wall time spent executing, 0 to 1. */
   readonly load: number;

@@ -20,9 +20,9 @@ import type {
 /** Serial output on its way to the terminal beyond which the machine waits for the terminal. */
 const SERIAL_WINDOW = 128 * 1024;
 const STATUS_EVERY_MS = 100;
-const SPEED_WINDOW_MS = 500;
-/** Less execution than this in a window is no measure of speed. */
-const ENOUGH_BUSY_MS = 25;
+const LOAD_WINDOW_MS = 500;
+/** Execution after which the speed is told: the crumbs of an idle guest add up to it. */
+const SPEED_BUSY_MS = 250;
 /** The longest sleep of an idle guest; input ends a sleep. */
 const MAX_SLEEP_MS = 100;
 /** No kernel is larger; an initial RAM disk is known by its first bytes. */
@@ -268,38 +268,38 @@ function stopWith(reason: StopReason): void {
 
 // ---- status ----
 
-/** Speed over the last whole window, and over the current one until there is a whole one. */
+/** Speed is measured over a stretch of execution, load over a stretch of wall time. */
 class Speed {
   private since = 0;
-  private instructions = 0;
   private busyMs = 0;
+  private measuredMs = 0;
+  private measured = 0;
   mips = 0;
   load = 1;
 
   /** The machine starts to run: taken as busy until it is known. */
   begin(): void {
     this.load = 1;
-    this.restart();
-  }
-
-  private restart(): void {
     this.since = performance.now();
-    this.instructions = this.busyMs = 0;
+    this.busyMs = 0;
   }
 
   add(instructions: number, ms: number): void {
-    this.instructions += instructions;
     this.busyMs += ms;
-    this.measure();
+    this.measuredMs += ms;
+    this.measured += instructions;
+    if (this.measuredMs > SPEED_BUSY_MS) {
+      this.mips = this.measured / this.measuredMs / 1000;
+      this.measuredMs = this.measured = 0;
+    }
   }
 
-  measure(): void {
-    const wall = performance.now() - this.since;
-    if (wall < SPEED_WINDOW_MS) return;
-    // The crumbs of an idle guest say nothing about speed.
-    if (this.busyMs > ENOUGH_BUSY_MS) this.mips = this.instructions / this.busyMs / 1000;
-    this.load = Math.min(1, this.busyMs / wall);
-    this.restart();
+  measureLoad(): void {
+    const now = performance.now();
+    if (now - this.since < LOAD_WINDOW_MS) return;
+    this.load = Math.min(1, this.busyMs / (now - this.since));
+    this.since = now;
+    this.busyMs = 0;
   }
 }
 
@@ -308,7 +308,7 @@ let lastStatus = 0;
 
 function sendStatus(): void {
   lastStatus = performance.now();
-  speed.measure();
+  speed.measureLoad();
   post({
     kind: 'status',
     status: { state, ...(stop ? { stop } : {}), instructions, ticks, mips: speed.mips, load: speed.load },
