@@ -26,7 +26,7 @@ pub fn target_dir() -> Result<PathBuf> {
         .into())
 }
 
-/// Builds `crate/wasm` into `pkg/`.
+/// Builds `crate/wasm` into `pkg/`, unless what stands there is newer than what cargo has built.
 pub fn wasm() -> Result<()> {
     for (program, package) in [
         ("wasm-pack", "wasm-pack"),
@@ -37,6 +37,23 @@ pub fn wasm() -> Result<()> {
         })?;
     }
     npm_ci()?; // binaryen's wasm-opt; Debian's would spoil the package
+    let target = "wasm32-unknown-unknown";
+    run(&mut line(&format!(
+        "cargo build --quiet --release --lib --target {target} -p hypernest-wasm"
+    )))?;
+    let modified = |path: PathBuf| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    let built = modified(
+        target_dir()?
+            .join(target)
+            .join("release/hypernest_wasm.wasm"),
+    );
+    let packed = modified(root().join("pkg/hypernest_wasm_bg.wasm"));
+    if built
+        .zip(packed)
+        .is_some_and(|(built, packed)| packed > built)
+    {
+        return Ok(());
+    }
     let mut build = line(
         "wasm-pack build crate/wasm --mode no-install --release --target web --out-dir ../../pkg",
     );

@@ -135,6 +135,7 @@ pub fn determinism() -> Result<Outcome> {
         ));
     }
     let cli = build::cli()?;
+    build::wasm()?;
     let mut different = Vec::new();
     for cpus in [1, 2] {
         let reference = native_end(&cli, kernel, cpus, None)?;
@@ -212,9 +213,6 @@ fn end(json: &str) -> Result<End> {
 /// The same in Node, through the package that the page uses.
 fn wasm_end(kernel: &Kernel, cpus: u32) -> Result<End> {
     find("node").context("node is missing (package nodejs)")?;
-    if !root().join("pkg/hypernest_wasm_bg.wasm").exists() {
-        build::wasm()?;
-    }
     let mut node = line("node tests/integration/run-to-tick.mjs");
     node.arg(kernel.image())
         .arg(kernel.initramfs())

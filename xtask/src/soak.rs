@@ -76,9 +76,11 @@ pub fn main(args: &[&str]) -> Result<bool> {
 }
 
 fn oracle() -> Result<Outcome> {
-    let mut test = line("cargo test --release -p hypernest-oracle");
-    test.env("HYPERNEST_ORACLE_CASES", ORACLE_CASES.to_string());
-    run_within(Duration::from_secs(12 * 3600), &mut test)?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let words = format!(
+        "cargo run --release -p hypernest-oracle --example soak -- {ORACLE_CASES} --threads {threads}"
+    );
+    run_within(Duration::from_secs(12 * 3600), &mut line(&words))?;
     Ok(Outcome::Passed)
 }
 

@@ -349,9 +349,7 @@ fn page() -> Result<Outcome> {
     if !guests::KERNELS[0].image().exists() {
         return skipped("there is no guest image: see suite guests");
     }
-    if !root().join("pkg").exists() {
-        build::wasm()?;
-    }
+    build::wasm()?;
     build::page()?;
     run_within(
         Duration::from_secs(600),
