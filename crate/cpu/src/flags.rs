@@ -193,17 +193,24 @@ impl Flags {
     /// After INC: as addition of 1, CF kept.
     #[inline(always)]
     pub fn inc<T: Width>(&mut self, before: u64, result: u64) {
-        let cf = self.cf();
+        let old = self.carry;
         self.add::<T>(before, 1, result);
-        self.set_cf(cf);
+        self.keep_cf(old);
     }
 
     /// After DEC: as subtraction of 1, CF kept.
     #[inline(always)]
     pub fn dec<T: Width>(&mut self, before: u64, result: u64) {
-        let cf = self.cf();
+        let old = self.carry;
         self.sub::<T>(before, 1, result);
-        self.set_cf(cf);
+        self.keep_cf(old);
+    }
+
+    /// Puts back CF as in `old`. OF is the difference of bits 63 and 62, so both flip.
+    #[inline(always)]
+    fn keep_cf(&mut self, old: u64) {
+        let flip = (self.carry ^ old) & TOP;
+        self.carry ^= flip | flip >> 1;
     }
 
     /// After a shift: SF, ZF, PF from the result, AF clear, CF and OF given.
