@@ -406,8 +406,9 @@ mod tests {
 
     #[test]
     fn bytes_at_once_are_as_bytes_one_by_one() {
-        type Of = fn(u8, u8) -> u8;
-        let operations: [(fn(Vector, Vector, usize) -> Vector, Of); 5] = [
+        type All = fn(Vector, Vector, usize) -> Vector;
+        type One = fn(u8, u8) -> u8;
+        let operations: [(All, One); 5] = [
             (paddb, u8::wrapping_add),
             (psubb, u8::wrapping_sub),
             (pcmpeqb, |a, b| if a == b { 0xff } else { 0 }),
