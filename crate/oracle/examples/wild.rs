@@ -1,0 +1,29 @@
+//! Runs wild guests for as long as one likes: `cargo run -p hypernest-oracle --release --example wild -- N [SEED]`.
+//! A guest that panics the processor, or sees its blocks, ends the run; its seed is printed first.
+
+use hypernest_oracle::{Rng, wild};
+
+fn main() {
+    let numbers: Vec<u64> = std::env::args()
+        .skip(1)
+        .map_while(|argument| argument.parse().ok())
+        .collect();
+    // Short enough to be a demonstration without arguments.
+    let count = numbers.first().copied().unwrap_or(1000);
+    let first = numbers.get(1).copied().unwrap_or(0);
+    for seed in first..first.saturating_add(count) {
+        let mut rng = Rng::new(seed);
+        let mut data: [u8; 768] = rng.bytes();
+        let palette: [u8; 16] = rng.bytes();
+        // Few distinct bytes repeat themselves into loops and self-modification.
+        let plain = rng.below(600) as usize;
+        for byte in &mut data[100 + plain..] {
+            *byte = rng.pick(&palette);
+        }
+        if std::panic::catch_unwind(|| wild::run(&data)).is_err() {
+            println!("guest {seed}: panicked, or its blocks showed");
+            std::process::exit(1);
+        }
+    }
+    println!("{count} guests from seed {first}: no panic, the same with all block lengths");
+}
