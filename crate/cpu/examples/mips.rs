@@ -2,41 +2,13 @@
 //!
 //! `cargo run --release -p hypernest-cpu --example mips [MILLIONS]`
 
-use hypernest_cpu::{Bus, InterruptMessage, Processor, ProcessorConfig, Ram, Tick, VcpuState};
+#[path = "../tests/support/mod.rs"]
+mod support;
+
 use iced_x86::code_asm::{
     CodeAssembler, dword_ptr, eax, ebx, ecx, esi, qword_ptr, rbp, rdi, rdx, rsi,
 };
-
-/// A board with nothing on it.
-struct Nothing;
-
-impl Bus for Nothing {
-    fn port_read(&mut self, _: &mut Ram, _: Tick, _: u16, _: u8) -> u32 {
-        !0
-    }
-    fn port_write(&mut self, _: &mut Ram, _: Tick, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: &mut Ram, _: Tick, _: u64, _: u8) -> u64 {
-        !0
-    }
-    fn mmio_write(&mut self, _: &mut Ram, _: Tick, _: u64, _: u8, _: u64) {}
-    fn take_message(&mut self) -> Option<InterruptMessage> {
-        None
-    }
-    fn end_of_interrupt(&mut self, _: Tick, _: u8) {}
-    fn intr(&self) -> bool {
-        false
-    }
-    fn acknowledge(&mut self, _: Tick) -> u8 {
-        0
-    }
-    fn deadline(&self) -> Option<Tick> {
-        None
-    }
-    fn advance(&mut self, _: &mut Ram, _: Tick) {}
-    fn stop_requested(&self) -> bool {
-        false
-    }
-}
+use support::{CODE, DATA, Nothing, machine};
 
 /// The loop, never left.
 fn code(at: u64) -> Vec<u8> {
@@ -63,29 +35,10 @@ fn code(at: u64) -> Vec<u8> {
 }
 
 fn main() {
-    let mut ram = Ram::new(16 << 20).expect("16 MiB");
-    // Identity map of the first GiB by one large page.
-    ram.write(0x1000, &0x2003u64.to_le_bytes()).expect("RAM");
-    ram.write(0x2000, &0x83u64.to_le_bytes()).expect("RAM");
-    ram.write(0x10_0000, &code(0x10_0000)).expect("RAM");
-    let config = ProcessorConfig::default();
-    let mut processor = Processor::new(&config).expect("one vCPU");
-    let mut state: VcpuState = processor.read_state(0);
-    state.cr3 = 0x1000;
-    state.cr0 = 0x8000_0033;
-    state.cr4 = 0x620;
-    state.msrs.efer = 0xd00;
-    let flat = |rights| hypernest_cpu::SegmentState {
-        selector: 8,
-        base: 0,
-        limit: !0,
-        rights,
-    };
-    state.segments.cs = flat(0xa09b);
-    state.segments.ss = flat(0xc093);
-    state.rip = 0x10_0000;
-    state.gpr[7] = 0x20_0000;
-    state.gpr[5] = 0x30_0000;
+    let (mut processor, mut ram) = machine(64, &code(CODE));
+    let mut state = processor.read_state(0);
+    state.gpr[7] = DATA;
+    state.gpr[5] = DATA + 0x1000;
     processor.write_state(0, &state).expect("a valid state");
     let millions: u64 = std::env::args()
         .nth(1)
@@ -97,9 +50,4 @@ fn main() {
         let seconds = start.elapsed().as_secs_f64();
         println!("{stop:?}: {:.0} MIPS", millions as f64 / seconds);
     }
-    println!(
-        "rip {:#x} rcx {:#x}",
-        processor.read_state(0).rip,
-        processor.read_state(0).gpr[1]
-    );
 }

@@ -203,33 +203,8 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
             }};
         }
         for op in &code.ops[first..first + usize::from(block.ops)] {
-            // Runs the instruction through `exec`.
-            macro_rules! cold {
-                () => {{
-                    let at = u64::from(op.at);
-                    let i = &code.instructions[first + usize::from(op.at)];
-                    cpu.rip = i.next_ip();
-                    *now = end - *left + at;
-                    let x = &mut Ctx {
-                        cpu: &mut *cpu,
-                        ram: &mut *ram,
-                        bus: &mut *bus,
-                        now: *now,
-                    };
-                    if let Err(trap) = exec::execute(x, i) {
-                        cpu.rip = i.ip();
-                        *left -= at + 1;
-                        return Err(trap);
-                    }
-                    if cpu.leave_block || at + 1 == count {
-                        *left -= at + 1;
-                        return Ok(Next::Lookup);
-                    }
-                    continue;
-                }};
-            }
-            // Runs the instruction of a fused pair that compares, and comes back for its branch.
-            macro_rules! compare_cold {
+            // Runs the instruction through `exec` and comes back, unless the block must be left.
+            macro_rules! checked {
                 () => {{
                     let at = u64::from(op.at);
                     let i = &code.instructions[first + usize::from(op.at)];
@@ -250,6 +225,17 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                         *left -= at + 1;
                         return Ok(Next::Lookup);
                     }
+                }};
+            }
+            // Runs the instruction through `exec` instead of its operation.
+            macro_rules! cold {
+                () => {{
+                    checked!();
+                    if u64::from(op.at) + 1 == count {
+                        *left -= count;
+                        return Ok(Next::Lookup);
+                    }
+                    continue;
                 }};
             }
             macro_rules! load {
@@ -489,7 +475,7 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                             let a = get(cpu, op.dst);
                             alu::<$w, $op>(&mut cpu.flags, a, b);
                         }
-                        None => compare_cold!(),
+                        None => checked!(),
                     }
                     fused_branch!($condition)
                 }};
@@ -500,7 +486,7 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                         Some(a) => {
                             alu::<$w, $op>(&mut cpu.flags, a, op.imm);
                         }
-                        None => compare_cold!(),
+                        None => checked!(),
                     }
                     fused_branch!($condition)
                 }};
