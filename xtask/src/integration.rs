@@ -243,7 +243,16 @@ pub fn fuzz(time: Duration) -> Result<Outcome> {
         ));
     }
     for target in targets {
-        let mut fuzz = line(&format!("cargo fuzz run --sanitizer none {target} --"));
+        // What it finds goes to the first folder; it also starts from the second.
+        let corpus = root().join("fuzz/corpus").join(&target);
+        fs::create_dir_all(&corpus)?;
+        let mut fuzz = line(&format!("cargo fuzz run --sanitizer none {target}"));
+        fuzz.arg(corpus);
+        let seeds = root().join("fuzz/seeds").join(&target);
+        if seeds.is_dir() {
+            fuzz.arg(seeds);
+        }
+        fuzz.arg("--");
         // The pinned compiler has what the fuzzer's instrumentation needs, behind this door.
         fuzz.env("RUSTC_BOOTSTRAP", "1")
             .arg(format!("-max_total_time={}", time.as_secs()));
