@@ -3,7 +3,7 @@
 
 use super::system::privileged;
 use crate::mem::{Ctx, canonical};
-use crate::model::Feature;
+use crate::model::{Feature, Vendor};
 use crate::state::MsrState;
 use crate::trap::{Exec, GP0};
 use crate::vcpu::{Seg, Vcpu, cr, reg};
@@ -236,6 +236,12 @@ fn is_apic(number: u32) -> bool {
     matches!(number, 0x1b | 0x6e0 | 0x800..=0x8ff)
 }
 
+/// PERF_CTL0-3 and PERF_CTR0-3, which every processor of the other vendor has. Ours only ever
+/// stand still at zero: nothing can be selected.
+fn is_idle_counter(x: &Ctx, number: u32) -> bool {
+    x.cpu.model.vendor == Vendor::Amd && matches!(number, 0xc001_0000..=0xc001_0007)
+}
+
 /// RDMSR.
 pub(super) fn rdmsr(x: &mut Ctx) -> Exec {
     privileged(x)?;
@@ -260,6 +266,9 @@ pub(crate) fn read(x: &mut Ctx, number: u32) -> Exec<u64> {
     if let Some(range) = mtrr(x, number) {
         return Ok(*range);
     }
+    if is_idle_counter(x, number) {
+        return Ok(0);
+    }
     let row = find(x, number).ok_or(GP0)?;
     Ok(match row.holder {
         Holder::Field(field) => *field(&mut x.cpu.msrs),
@@ -272,6 +281,9 @@ pub(crate) fn read(x: &mut Ctx, number: u32) -> Exec<u64> {
 pub(crate) fn write(x: &mut Ctx, number: u32, value: u64) -> Exec {
     if is_apic(number) {
         return crate::apic::msr_write(x, number, value);
+    }
+    if is_idle_counter(x, number) {
+        return if value == 0 { Ok(()) } else { Err(GP0) };
     }
     let reserved = x.cpu.model.reserved_physical();
     if let Some(range) = mtrr(x, number) {
@@ -412,6 +424,16 @@ mod tests {
             let read_only = matches!(row.rule, Rule::ReadOnly);
             assert_eq!(done.is_err(), read_only, "{}", row.name);
         }
+    }
+
+    #[test]
+    fn counters_of_the_other_vendor_stand_still_at_zero() {
+        let mut f = Fixture::long();
+        assert_eq!(f.with(|x| read(x, 0xc001_0004)), Err(GP0));
+        f.cpu.model = Model::by_name("baseline-amd").unwrap();
+        assert_eq!(f.with(|x| read(x, 0xc001_0004)), Ok(0));
+        assert_eq!(f.with(|x| write(x, 0xc001_0000, 0)), Ok(()));
+        assert_eq!(f.with(|x| write(x, 0xc001_0000, 1 << 22)), Err(GP0));
     }
 
     #[test]
