@@ -72,6 +72,7 @@ export async function browse(viewport = { width: 1180, height: 760 }) {
   if (!executablePath) fail('Chromium was not found: install it (Debian: apt-get install chromium) or set CHROMIUM to its path');
   const profile = mkdtempSync(join(tmpdir(), 'hypernest-page-'));
   const context = await chromium.launchPersistentContext(profile, { executablePath, headless: true, args: CHROMIUM_ARGS, viewport });
+  context.setDefaultNavigationTimeout(120_000); // a busy machine is no failure
   return {
     context,
     close: async () => {

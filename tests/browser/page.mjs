@@ -176,7 +176,12 @@ test('Linux boots to a prompt and answers uname -a', 'linux', async (page) => {
   assert.match(text, /^Linux \S+ 6\.\d+\.\S+.* x86_64/m);
   await seen(page, PROMPT, 20_000);
   await inState(page, 'idle', 20_000);
-  if (given.screenshot) await page.screenshot({ path: given.screenshot });
+  if (given.screenshot) {
+    await page.emulateMedia({ colorScheme: 'dark' });
+    await page.keyboard.type('head -5 /proc/cpuinfo\nfree -m\n');
+    await seen(page, /Swap:.*\n.*#\s*$/, 20_000);
+    await page.screenshot({ path: given.screenshot });
+  }
 });
 
 test('a booting Linux can be paused, and reset', 'linux', async (page) => {

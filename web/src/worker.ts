@@ -21,8 +21,10 @@ import type {
 const SERIAL_WINDOW = 128 * 1024;
 const STATUS_EVERY_MS = 100;
 const LOAD_WINDOW_MS = 500;
-/** Execution after which the speed is told: the crumbs of an idle guest add up to it. */
+/** Execution after which the speed is told. */
 const SPEED_BUSY_MS = 250;
+/** A shorter slice measures waking up, not execution. */
+const SPEED_MIN_INSTRUCTIONS = 100_000;
 /** The longest sleep of an idle guest; input ends a sleep. */
 const MAX_SLEEP_MS = 100;
 /** No kernel is larger; an initial RAM disk is known by its first bytes. */
@@ -286,6 +288,7 @@ class Speed {
 
   add(instructions: number, ms: number): void {
     this.busyMs += ms;
+    if (instructions < SPEED_MIN_INSTRUCTIONS) return;
     this.measuredMs += ms;
     this.measured += instructions;
     if (this.measuredMs > SPEED_BUSY_MS) {
