@@ -4,7 +4,7 @@ use crate::apic::Apic;
 use crate::flags::{Flags, bit};
 use crate::fpu::Fpu;
 use crate::mem::canonical;
-use crate::model::Model;
+use crate::model::{Feature, Model};
 use crate::state::{
     Activity, ApicState, FpuState, MsrState, SegmentState, SegmentStates, TableState, VcpuState,
 };
@@ -33,6 +33,8 @@ pub(crate) const DR7_FIXED: u64 = 0x400;
 const APIC_BASE_BSP: u64 = 1 << 8;
 /// IA32_APIC_BASE: enabled, at the usual address.
 const APIC_BASE_RESET: u64 = 0xfee0_0000 | 1 << 11;
+/// MONITOR and MWAIT are there.
+const MISC_ENABLE_MONITOR: u64 = 1 << 18;
 /// Fast strings on; branch trace storage and PEBS absent.
 const MISC_ENABLE_RESET: u64 = 1 | 1 << 11 | 1 << 12;
 
@@ -96,7 +98,12 @@ impl VcpuState {
             msrs: MsrState {
                 pat: PAT_RESET,
                 apic_base: APIC_BASE_RESET | if boot { APIC_BASE_BSP } else { 0 },
-                misc_enable: MISC_ENABLE_RESET,
+                misc_enable: MISC_ENABLE_RESET
+                    | if model.has(Feature::Monitor) {
+                        MISC_ENABLE_MONITOR
+                    } else {
+                        0
+                    },
                 ..MsrState::default()
             },
             fpu: FpuState {

@@ -284,8 +284,14 @@ impl<'a> MachineBuilder<'a> {
                 .iter()
                 .map(|(text, bytes)| Module { text, bytes })
                 .collect();
+            for vcpu in 1..cpus as usize {
+                let mut state = engine.read_state(vcpu)?;
+                write_back(&mut state);
+                engine.write_state(vcpu, &state)?;
+            }
             let mut reset = engine.read_state(0)?;
             virtual_wire(&mut reset);
+            write_back(&mut reset);
             let booted = Boot {
                 image,
                 raw: self.raw,
@@ -322,4 +328,14 @@ fn virtual_wire(state: &mut VcpuState) {
     state.apic.svr = 0x1ff;
     state.apic.lvt[LINT0] = 0x8700;
     state.apic.lvt[LINT1] = 0x0400;
+}
+
+/// Memory types as firmware leaves them on every processor: all memory write-back (Vol. 3A,
+/// "IA32_MTRR_DEF_TYPE MSR": MTRRs and their fixed ranges enabled, default type 6), the fixed
+/// ranges below 1 MiB too.
+fn write_back(state: &mut VcpuState) {
+    const ENABLED: u64 = 1 << 11 | 1 << 10;
+    const WRITE_BACK: u64 = 6;
+    state.msrs.mtrr_def_type = ENABLED | WRITE_BACK;
+    state.msrs.mtrr_fixed = [0x0606_0606_0606_0606; 11];
 }

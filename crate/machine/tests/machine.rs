@@ -405,3 +405,12 @@ fn what_cannot_be_built_is_refused_in_one_line() {
         assert!(!text.contains('\n') && text.len() > 20, "{text}");
     }
 }
+
+#[test]
+fn every_cpu_starts_with_write_back_memory() {
+    let code = printer("", 0);
+    let machine = small(&code).cpus(2).build().unwrap();
+    for vcpu in 0..2 {
+        assert_eq!(machine.read_vcpu(vcpu).unwrap().msrs.mtrr_def_type, 0xc06);
+    }
+}
