@@ -150,14 +150,13 @@ fn boot(cli: &Path, kernel: &Kernel, pairs: usize) -> Result<f64> {
     } else if others.is_empty() {
         let against = ratio(&ours, &tcg) / BOCHS_TO_QEMU;
         println!(
-            "Bochs is not installed; by its known {BOCHS_TO_QEMU} x QEMU's time, ours takes {against:.2} of Bochs' time"
+            "no run of Bochs; by its known {BOCHS_TO_QEMU} x QEMU's time, ours takes {against:.2} of Bochs' time"
         );
     }
     compare("Bochs, firmware and boot loader included", &ours, &others);
     let peak = ours.iter().map(|run| run.peak_kib).max().unwrap_or(0) / 1024;
     println!(
-        "peak memory: {peak} MiB, of which 256 MiB guest RAM: {} MiB on top",
-        peak as i64 - 256
+        "peak memory: {peak} MiB resident, guest RAM included (256 MiB, of which it holds what the guest touched)"
     );
     Ok(rate)
 }
