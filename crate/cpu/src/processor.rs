@@ -240,8 +240,7 @@ impl Processor {
             if self.now >= until {
                 return Stop::Deadline;
             }
-            let due = self.vcpus.iter().filter_map(|cpu| cpu.apic.deadline());
-            let due = due.chain(bus.deadline()).min();
+            let due = self.next_deadline(bus);
             let Some(runnable) = self.next_runnable(bus) else {
                 // Nobody runs before the next deadline: skip to it.
                 match due {
@@ -328,8 +327,13 @@ impl Processor {
         if self.next_runnable(bus).is_some() {
             return None;
         }
-        let due = self.vcpus.iter().filter_map(|cpu| cpu.apic.deadline());
-        Some(due.chain(bus.deadline()).min().unwrap_or(Tick::MAX))
+        Some(self.next_deadline(bus).unwrap_or(Tick::MAX))
+    }
+
+    /// The next tick at which a local APIC's timer or the board has something to do.
+    fn next_deadline(&self, bus: &dyn Bus) -> Option<Tick> {
+        let timers = self.vcpus.iter().filter_map(|cpu| cpu.apic.deadline());
+        timers.chain(bus.deadline()).min()
     }
 
     /// The vCPU that runs now: the current one while it can, else the next that can.
@@ -355,10 +359,7 @@ impl Processor {
                 link = None;
             }
             let cpu = &mut self.vcpus[vcpu];
-            if cpu.tlb.code_epoch != ram.code_epoch() {
-                cpu.tlb.code_epoch = ram.code_epoch();
-                cpu.tlb.drop_write_tags(|offset| ram.page_has_code(offset));
-            }
+            cpu.tlb.note_code(ram);
             let x = &mut Ctx {
                 cpu,
                 ram,
@@ -394,14 +395,8 @@ impl Processor {
                         if let Some((from, slot)) = link.take() {
                             connect(&mut self.code, from, slot, id);
                         }
-                        if x.cpu.tlb.code_epoch != x.ram.code_epoch() {
-                            // A page just got its first code: stores to it must be noted.
-                            let ram = &*x.ram;
-                            x.cpu.tlb.code_epoch = ram.code_epoch();
-                            x.cpu
-                                .tlb
-                                .drop_write_tags(|offset| ram.page_has_code(offset));
-                        }
+                        // The block may be the first code on its page.
+                        x.cpu.tlb.note_code(x.ram);
                         hot::run(&self.code, id, x, left)
                     }
                     Ok(None) => step(x, left, None).map(|()| Next::Lookup),

@@ -14,14 +14,17 @@ use crate::state::SegmentState;
 use crate::trap::Exec;
 use crate::vcpu::{Seg, Vcpu, cr};
 
-/// A bus that remembers port writes and answers port reads with the port's number.
+/// A bus that remembers port writes and ends of interrupts, and answers port reads with the
+/// port's number.
 #[derive(Default)]
-pub(crate) struct PortBus {
+pub(crate) struct TestBus {
     /// Port, width and value of every write.
     pub written: Vec<(u16, u8, u32)>,
+    /// Vector of every broadcast end of interrupt.
+    pub ended: Vec<u8>,
 }
 
-impl Bus for PortBus {
+impl Bus for TestBus {
     fn port_read(&mut self, _ram: &mut Ram, _now: Tick, port: u16, _width: u8) -> u32 {
         u32::from(port) * 0x1_0001
     }
@@ -35,7 +38,9 @@ impl Bus for PortBus {
     fn take_message(&mut self) -> Option<InterruptMessage> {
         None
     }
-    fn end_of_interrupt(&mut self, _now: Tick, _vector: u8) {}
+    fn end_of_interrupt(&mut self, _now: Tick, vector: u8) {
+        self.ended.push(vector);
+    }
     fn intr(&self) -> bool {
         false
     }
@@ -55,7 +60,7 @@ impl Bus for PortBus {
 pub(crate) struct Fixture {
     pub cpu: Box<Vcpu>,
     pub ram: Ram,
-    pub bus: PortBus,
+    pub bus: TestBus,
 }
 
 pub(crate) const GDT: u64 = 0x1000;
@@ -95,7 +100,7 @@ impl Fixture {
         Fixture {
             cpu,
             ram: Ram::new(2 << 20).unwrap(),
-            bus: PortBus::default(),
+            bus: TestBus::default(),
         }
     }
 

@@ -8,6 +8,8 @@
 use alloc::boxed::Box;
 use alloc::vec;
 
+use crate::ram::Ram;
+
 /// Whose permissions a cached translation was checked with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -57,7 +59,7 @@ pub(crate) struct Tlb {
     last: u64,
     pcid: u16,
     /// Value of `Ram::code_epoch` when write tags were last compared with the code map.
-    pub code_epoch: u64,
+    code_epoch: u64,
 }
 
 #[inline(always)]
@@ -192,12 +194,16 @@ impl Tlb {
         }
     }
 
-    /// Drops write tags of pages for which `has_code` says that stores must be noted.
-    pub fn drop_write_tags(&mut self, has_code: impl Fn(usize) -> bool) {
+    /// Drops write tags of pages that hold decoded code since the last call: stores there must be
+    /// noted.
+    pub fn note_code(&mut self, ram: &Ram) {
+        if self.code_epoch == ram.code_epoch() {
+            return;
+        }
+        self.code_epoch = ram.code_epoch();
         for entry in self.entries.iter_mut() {
-            if entry.write != NEVER
-                && has_code((entry.write & !0xfff).wrapping_add(entry.addend) as usize)
-            {
+            let offset = (entry.write & !0xfff).wrapping_add(entry.addend) as usize;
+            if entry.write != NEVER && ram.page_has_code(offset) {
                 entry.write = NEVER;
             }
         }

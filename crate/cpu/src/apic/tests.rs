@@ -1,49 +1,14 @@
 use super::*;
-use crate::bus::{Bus, Tick};
+use crate::bus::Tick;
 use crate::mem::Ctx;
 use crate::ram::Ram;
+use crate::testing::TestBus;
 use crate::vcpu::Vcpu;
-
-/// A board of nothing that remembers the ends of interrupts.
-#[derive(Default)]
-struct Board {
-    ended: Vec<u8>,
-}
-
-impl Bus for Board {
-    fn port_read(&mut self, _: &mut Ram, _: Tick, _: u16, _: u8) -> u32 {
-        !0
-    }
-    fn port_write(&mut self, _: &mut Ram, _: Tick, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: &mut Ram, _: Tick, _: u64, _: u8) -> u64 {
-        !0
-    }
-    fn mmio_write(&mut self, _: &mut Ram, _: Tick, _: u64, _: u8, _: u64) {}
-    fn take_message(&mut self) -> Option<InterruptMessage> {
-        None
-    }
-    fn end_of_interrupt(&mut self, _: Tick, vector: u8) {
-        self.ended.push(vector);
-    }
-    fn intr(&self) -> bool {
-        false
-    }
-    fn acknowledge(&mut self, _: Tick) -> u8 {
-        0
-    }
-    fn deadline(&self) -> Option<Tick> {
-        None
-    }
-    fn advance(&mut self, _: &mut Ram, _: Tick) {}
-    fn stop_requested(&self) -> bool {
-        false
-    }
-}
 
 struct Bench {
     cpu: Vcpu,
     ram: Ram,
-    board: Board,
+    board: TestBus,
     now: Tick,
 }
 
@@ -56,7 +21,7 @@ impl Bench {
         let mut bench = Bench {
             cpu: Vcpu::new(Default::default(), id, 4),
             ram: Ram::new(0x1000).unwrap(),
-            board: Board::default(),
+            board: TestBus::default(),
             now: 1000,
         };
         bench.store(0xf0, ENABLE);

@@ -298,42 +298,13 @@ fn room(offset: u64, shape: Shape) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::Bus;
     use crate::ram::Ram;
     use crate::state::SegmentState;
+    use crate::testing::TestBus;
     use crate::trap::GP0;
     use crate::vcpu::{Vcpu, rights};
     use alloc::vec::Vec;
     use iced_x86::{Decoder, DecoderOptions};
-
-    struct Nothing;
-    impl Bus for Nothing {
-        fn port_read(&mut self, _: &mut Ram, _: u64, _: u16, _: u8) -> u32 {
-            !0
-        }
-        fn port_write(&mut self, _: &mut Ram, _: u64, _: u16, _: u8, _: u32) {}
-        fn mmio_read(&mut self, _: &mut Ram, _: u64, _: u64, _: u8) -> u64 {
-            !0
-        }
-        fn mmio_write(&mut self, _: &mut Ram, _: u64, _: u64, _: u8, _: u64) {}
-        fn take_message(&mut self) -> Option<crate::InterruptMessage> {
-            None
-        }
-        fn end_of_interrupt(&mut self, _: u64, _: u8) {}
-        fn intr(&self) -> bool {
-            false
-        }
-        fn acknowledge(&mut self, _: u64) -> u8 {
-            0
-        }
-        fn deadline(&self) -> Option<u64> {
-            None
-        }
-        fn advance(&mut self, _: &mut Ram, _: u64) {}
-        fn stop_requested(&self) -> bool {
-            false
-        }
-    }
 
     /// A flat 32-bit processor with data of known content.
     fn machine(limit: u32) -> (Vcpu, Ram) {
@@ -364,7 +335,7 @@ mod tests {
             let mut x = Ctx {
                 cpu,
                 ram,
-                bus: &mut Nothing,
+                bus: &mut TestBus::default(),
                 now: ticks,
             };
             let used = string(&mut x, &i, budget)?;
@@ -449,7 +420,7 @@ mod tests {
         let mut x = Ctx {
             cpu: &mut cpu,
             ram: &mut ram,
-            bus: &mut Nothing,
+            bus: &mut TestBus::default(),
             now: 0,
         };
         assert_eq!(string(&mut x, &i, 1000), Ok(0x81));
