@@ -144,6 +144,33 @@ fn far(offset: u64, selector: u16) -> [u8; 6] {
     [a, b, c, d, low, high]
 }
 
+/// The subroutine `print` of 32-bit and 64-bit code: sends the text at ESI or RSI to the serial
+/// line. Changes EAX, EDX and `hold`.
+fn print_text(
+    a: &mut CodeAssembler,
+    print: &mut CodeLabel,
+    hold: AsmRegister32,
+) -> Result<(), IcedError> {
+    a.set_label(print)?;
+    let mut wait = a.create_label();
+    let mut done = a.create_label();
+    a.lodsb()?;
+    a.test(al, al)?;
+    a.jz(done)?;
+    a.mov(hold, eax)?;
+    a.mov(edx, LINE_STATUS)?;
+    a.set_label(&mut wait)?;
+    a.in_(al, dx)?;
+    a.test(al, TRANSMITTER_EMPTY)?;
+    a.jz(wait)?;
+    a.mov(edx, COM1)?;
+    a.mov(eax, hold)?;
+    a.out(dx, al)?;
+    a.jmp(*print)?;
+    a.set_label(&mut done)?;
+    a.ret()
+}
+
 fn protected(texts: &Texts) -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(32)?;
     let mut print = a.create_label();
@@ -189,24 +216,7 @@ fn protected(texts: &Texts) -> Result<Vec<u8>, IcedError> {
     a.db(&[0xea])?;
     a.db(&far(LONG, CODE_64))?;
 
-    a.set_label(&mut print)?;
-    let mut wait = a.create_label();
-    let mut done = a.create_label();
-    a.lodsb()?;
-    a.test(al, al)?;
-    a.jz(done)?;
-    a.mov(bl, al)?;
-    a.mov(edx, LINE_STATUS)?;
-    a.set_label(&mut wait)?;
-    a.in_(al, dx)?;
-    a.test(al, TRANSMITTER_EMPTY)?;
-    a.jz(wait)?;
-    a.mov(edx, COM1)?;
-    a.mov(al, bl)?;
-    a.out(dx, al)?;
-    a.jmp(print)?;
-    a.set_label(&mut done)?;
-    a.ret()?;
+    print_text(&mut a, &mut print, ebx)?;
     a.assemble(PROTECTED)
 }
 
@@ -327,25 +337,7 @@ fn long() -> Result<Vec<u8>, IcedError> {
     a.add(rsp, 32)?;
     a.ret()?;
 
-    // Print the text at RSI.
-    a.set_label(&mut print)?;
-    let mut wait = a.create_label();
-    let mut done = a.create_label();
-    a.lodsb()?;
-    a.test(al, al)?;
-    a.jz(done)?;
-    a.mov(ecx, eax)?;
-    a.mov(edx, LINE_STATUS)?;
-    a.set_label(&mut wait)?;
-    a.in_(al, dx)?;
-    a.test(al, TRANSMITTER_EMPTY)?;
-    a.jz(wait)?;
-    a.mov(edx, COM1)?;
-    a.mov(eax, ecx)?;
-    a.out(dx, al)?;
-    a.jmp(print)?;
-    a.set_label(&mut done)?;
-    a.ret()?;
+    print_text(&mut a, &mut print, ecx)?;
 
     a.set_label(&mut on_timer)?;
     a.inc(r13)?;
