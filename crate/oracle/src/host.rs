@@ -14,6 +14,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use hypernest_cpu::FpuState;
+use iced_x86::{CpuidFeature, Decoder, DecoderOptions};
 use libc::{c_int, c_void, user_regs_struct};
 
 use crate::case::{Case, Engine, Event, ID, Mode, Outcome, RF, TF, UserState, initial_memory};
@@ -320,6 +321,7 @@ impl Host {
     /// The exception behind a signal (Linux, arch/x86/kernel/traps.c).
     fn event(&self, case: &Case, signal: c_int, state: &UserState) -> Result<Event, Unavailable> {
         const SI_KERNEL: c_int = 0x80;
+        const FPE_INTDIV: c_int = 1;
         // SAFETY: plain data, filled by the kernel.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         let data = (&raw mut info).cast();
@@ -331,8 +333,10 @@ impl Host {
             libc::SIGTRAP if !kernel => return Ok(Event::Done),
             libc::SIGTRAP => 3,
             libc::SIGILL => 6,
-            libc::SIGFPE if info.si_code == 1 && state.fpu.status & 0x80 == 0 && !is_0f(case) => 0,
-            libc::SIGFPE if state.fpu.status & 0x80 != 0 => 16,
+            // #DE has a code that no floating-point exception has. The error summary may be set
+            // without #MF being the cause: only what waits for the x87 raises that.
+            libc::SIGFPE if info.si_code == FPE_INTDIV => 0,
+            libc::SIGFPE if waits_for_x87(case) && state.fpu.status & 0x80 != 0 => 16,
             libc::SIGFPE => 19,
             libc::SIGSEGV if !kernel => {
                 // SAFETY: SIGSEGV carries an address.
@@ -411,8 +415,21 @@ fn opcode(case: &Case) -> u8 {
         .unwrap_or(0)
 }
 
-fn is_0f(case: &Case) -> bool {
-    opcode(case) == 0x0f
+/// The status word with the summary and busy bits that its exceptions give. The host makes them so
+/// on loading, but shows the word as it was given where it saw no reason to save it again.
+fn summarized(fpu: &FpuState) -> u16 {
+    const SUMMARY: u16 = 0x8080;
+    let pending = fpu.status & !fpu.control & 0x3f != 0;
+    fpu.status & !SUMMARY | if pending { SUMMARY } else { 0 }
+}
+
+/// Whether the instruction is one of x87 or MMX, which report pending x87 exceptions first.
+fn waits_for_x87(case: &Case) -> bool {
+    let i = Decoder::new(case.mode.bits(), &case.code, DecoderOptions::NONE).decode();
+    let uses_mmx = (0..i.op_count()).any(|n| i.op_register(n).is_mm());
+    matches!(opcode(case), 0x9b | 0xd8..=0xdf)
+        || uses_mmx
+        || i.cpuid_features().contains(&CpuidFeature::MMX)
 }
 
 fn pack_registers(state: &UserState) -> user_regs_struct {
@@ -485,7 +502,7 @@ fn pack_fpu(fpu: &FpuState, old: &FpuArea) -> FpuArea {
     let mut area = FpuArea([0; 512]);
     let mut put = |at: usize, bytes: &[u8]| area.0[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &fpu.control.to_le_bytes());
-    put(2, &fpu.status.to_le_bytes());
+    put(2, &summarized(fpu).to_le_bytes());
     put(4, &[fpu.tag]);
     put(6, &fpu.opcode.to_le_bytes());
     put(8, &fpu.instruction.to_le_bytes());

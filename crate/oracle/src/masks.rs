@@ -585,7 +585,11 @@ fn vector(outcome: &Outcome) -> Option<u8> {
 
 /// Whether the memory operand goes past the end of a 32-bit segment.
 fn wraps(c: &Context) -> bool {
-    let size = c.instruction.memory_size().size().max(1) as u64;
+    let size = match c.instruction.memory_size() {
+        // The legacy area and the header.
+        MemorySize::Xsave | MemorySize::Xsave64 => 576,
+        size => size.size().max(1) as u64,
+    };
     c.case.mode == Mode::Compat
         && operand_address(c.case, c.instruction).is_some_and(|a| a + size > 1 << 32)
 }
