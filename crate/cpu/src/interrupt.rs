@@ -1,6 +1,8 @@
 //! Delivery of exceptions and interrupts (Vol. 3A, "Interrupt and Exception Handling",
 //! "Exception and Interrupt Handling in 64-bit Mode"; Vol. 2, INT n).
 
+use hypernest_vmcs::ExitReason;
+
 use crate::descriptor::{Descriptor, is_null, kind, selector_code};
 use crate::flags::bit;
 use crate::mem::{Ctx, canonical};
@@ -8,6 +10,7 @@ use crate::seg::{Stack, null_segment};
 use crate::state::Activity;
 use crate::trap::{Exec, Fault, Trap};
 use crate::vcpu::{Seg, reg};
+use crate::vmx::exit::{self, Exit};
 
 /// DR6: general detect.
 pub(crate) const DR6_BD: u64 = 1 << 13;
@@ -27,6 +30,10 @@ struct Event {
     software: bool,
     /// Pushed RFLAGS have RF set.
     resume: bool,
+    /// Of `kind_of`.
+    kind: u32,
+    /// Of the instruction that raised it, for software events.
+    length: u32,
 }
 
 impl Event {
@@ -75,6 +82,7 @@ fn combine(first: Fault, second: Fault) -> Option<Fault> {
 /// Delivers an exception; RIP is that of the instruction (or past it, for traps). A second fault
 /// on the way is handled as the manual says, up to `Trap::TripleFault`.
 pub(crate) fn raise(x: &mut Ctx, fault: Fault) -> Exec {
+    exit_for(x, fault)?;
     let mut fault = fault;
     // Benign faults may follow each other (#DB while delivering #AC, ..), but not for ever.
     for _ in 0..8 {
@@ -84,22 +92,173 @@ pub(crate) fn raise(x: &mut Ctx, fault: Fault) -> Exec {
             error_code: fault.error_code(),
             software: false,
             resume: resumes(fault),
+            kind: kind_of::HARDWARE_EXCEPTION,
+            length: 0,
         };
         match deliver(x, event) {
             Err(Trap::Fault(second)) => {
+                exit_for(x, second)?;
                 // Also where it ends in a double fault.
                 if let Fault::Page { address, .. } = second {
                     x.cpu.cr2 = address;
                 }
                 match combine(fault, second) {
+                    Some(Fault::DoubleFault) => {
+                        // What a double fault came from is not reported with its exit.
+                        x.cpu.vmx.vectoring = None;
+                        fault = Fault::DoubleFault;
+                        exit_for(x, fault)?;
+                    }
                     Some(next) => fault = next,
-                    None => return Err(Trap::TripleFault),
+                    None => break,
                 }
             }
             done => return done,
         }
     }
+    x.cpu.vmx.vectoring = None;
     Err(Trap::TripleFault)
+}
+
+/// Types of events in interruption-information fields (Vol. 3C, "VM-Entry Controls for Event
+/// Injection").
+mod kind_of {
+    pub const EXTERNAL: u32 = 0;
+    pub const NMI: u32 = 2;
+    pub const HARDWARE_EXCEPTION: u32 = 3;
+    pub const SOFTWARE_INTERRUPT: u32 = 4;
+    pub const PRIVILEGED_SOFTWARE_EXCEPTION: u32 = 5;
+    pub const SOFTWARE_EXCEPTION: u32 = 6;
+}
+
+const INFO_ERROR_CODE: u32 = 1 << 11;
+const INFO_VALID: u32 = 1 << 31;
+
+/// The VM exit of an exception that the guest's hypervisor wants to see.
+fn exit_for(x: &mut Ctx, fault: Fault) -> Exec {
+    if !exit::exception_exits(x.cpu, fault.vector(), fault.error_code()) {
+        return Ok(());
+    }
+    let qualification = match fault {
+        Fault::Page { address, .. } => address,
+        Fault::Debug(bits) => bits,
+        _ => 0,
+    };
+    if resumes(fault) {
+        x.cpu.flags.rest |= bit::RF;
+    }
+    Err(exit::leave(
+        x.cpu,
+        event_exit(
+            fault.vector(),
+            kind_of::HARDWARE_EXCEPTION,
+            fault.error_code(),
+            qualification,
+        ),
+    ))
+}
+
+fn event_exit(vector: u8, kind: u32, error: Option<u16>, qualification: u64) -> Exit {
+    let has_error = if error.is_some() { INFO_ERROR_CODE } else { 0 };
+    Exit {
+        event: u32::from(vector) | kind << 8 | has_error | INFO_VALID,
+        event_error: u32::from(error.unwrap_or(0)),
+        qualification,
+        ..Exit::new(ExitReason::EXCEPTION_OR_NON_MASKABLE_INTERRUPT_NMI)
+    }
+}
+
+/// The VM exit of an NMI.
+pub(crate) fn nmi_exit(x: &mut Ctx) -> Trap {
+    x.cpu.vmx.nmi_exit = true;
+    let exit = event_exit(NMI, kind_of::NMI, None, 0);
+    exit::leave(x.cpu, exit)
+}
+
+/// The VM exit of an external interrupt that was acknowledged.
+pub(crate) fn external_exit(x: &mut Ctx, vector: u8) -> Trap {
+    let exit = Exit {
+        event: u32::from(vector) | kind_of::EXTERNAL << 8 | INFO_VALID,
+        ..Exit::new(ExitReason::EXTERNAL_INTERRUPT)
+    };
+    exit::leave(x.cpu, exit)
+}
+
+/// An event that a VM entry injects.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Injected {
+    pub vector: u8,
+    /// Of `kind_of`.
+    pub kind: u32,
+    pub error_code: Option<u32>,
+    /// Of the instruction that a software event stands for.
+    pub length: u32,
+}
+
+/// Delivers an injected event. It cannot exit by itself; what goes wrong on the way can.
+pub(crate) fn inject(x: &mut Ctx, injected: Injected) -> Exec {
+    let software = injected.kind == kind_of::SOFTWARE_INTERRUPT
+        || injected.kind == kind_of::SOFTWARE_EXCEPTION;
+    let after = software || injected.kind == kind_of::PRIVILEGED_SOFTWARE_EXCEPTION;
+    let rip = x.cpu.rip;
+    if after {
+        x.cpu.rip = rip.wrapping_add(u64::from(injected.length));
+    }
+    if injected.kind == kind_of::NMI {
+        if x.cpu.vmx.controls.virtual_nmis() {
+            x.cpu.vmx.virtual_nmi_blocking = true;
+        } else {
+            x.cpu.nmi_blocked = true;
+        }
+    }
+    let event = Event {
+        vector: injected.vector,
+        error_code: injected.error_code.map(|code| code as u16),
+        software,
+        resume: false,
+        kind: injected.kind,
+        length: injected.length,
+    };
+    match deliver(x, event) {
+        Err(Trap::Fault(second)) => {
+            if after {
+                x.cpu.rip = rip;
+            }
+            exit_for(x, second)?;
+            let first = match (injected.kind, injected.vector) {
+                (kind_of::HARDWARE_EXCEPTION, 0) => Fault::Divide,
+                (kind_of::HARDWARE_EXCEPTION, 8) => Fault::DoubleFault,
+                (kind_of::HARDWARE_EXCEPTION, 10..=13) => Fault::GeneralProtection(0),
+                (kind_of::HARDWARE_EXCEPTION, 14) => Fault::Page {
+                    address: 0,
+                    code: 0,
+                },
+                _ => return raise(x, second),
+            };
+            if let Fault::Page { address, .. } = second {
+                x.cpu.cr2 = address;
+            }
+            match combine(first, second) {
+                Some(next) => {
+                    if next == Fault::DoubleFault {
+                        x.cpu.vmx.vectoring = None;
+                    }
+                    raise(x, next)
+                }
+                None => {
+                    x.cpu.vmx.vectoring = None;
+                    Err(Trap::TripleFault)
+                }
+            }
+        }
+        Err(other) => {
+            if after {
+                x.cpu.rip = rip;
+            }
+            Err(other)
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 /// What an exception leaves in registers before it is delivered.
@@ -131,21 +290,23 @@ fn resumes(fault: Fault) -> bool {
 
 /// Delivers a maskable hardware interrupt.
 pub(crate) fn external(x: &mut Ctx, vector: u8) -> Exec {
-    from_outside(x, vector)
+    from_outside(x, vector, kind_of::EXTERNAL)
 }
 
 /// Delivers a non-maskable interrupt; further ones are blocked until IRET.
 pub(crate) fn nmi(x: &mut Ctx) -> Exec {
     x.cpu.nmi_blocked = true;
-    from_outside(x, NMI)
+    from_outside(x, NMI, kind_of::NMI)
 }
 
-fn from_outside(x: &mut Ctx, vector: u8) -> Exec {
+fn from_outside(x: &mut Ctx, vector: u8, kind: u32) -> Exec {
     let event = Event {
         vector,
         error_code: None,
         software: false,
         resume: false,
+        kind,
+        length: 0,
     };
     match deliver(x, event) {
         Err(Trap::Fault(fault)) => raise(x, fault),
@@ -155,12 +316,26 @@ fn from_outside(x: &mut Ctx, vector: u8) -> Exec {
 
 /// INT n, INT3 and INTO, as part of the instruction: a fault is the instruction's own. The handler
 /// starts without a single step of the instruction waiting.
-pub(crate) fn software(x: &mut Ctx, vector: u8) -> Exec {
+pub(crate) fn software(x: &mut Ctx, vector: u8, length: u32, interrupt: bool) -> Exec {
+    let kind = if interrupt {
+        kind_of::SOFTWARE_INTERRUPT
+    } else {
+        kind_of::SOFTWARE_EXCEPTION
+    };
+    if !interrupt && exit::exception_exits(x.cpu, vector, None) {
+        let exit = Exit {
+            instruction_length: length,
+            ..event_exit(vector, kind, None, 0)
+        };
+        return Err(exit::leave(x.cpu, exit));
+    }
     let event = Event {
         vector,
         error_code: None,
         software: true,
         resume: false,
+        kind,
+        length,
     };
     deliver(x, event)?;
     x.cpu.pending_debug &= !DR6_BS;
@@ -169,18 +344,39 @@ pub(crate) fn software(x: &mut Ctx, vector: u8) -> Exec {
 
 /// INT1 (ICEBP): a #DB trap that says nothing in DR6 and ignores the gate's DPL. What MOV SS held
 /// back is delivered with it.
-pub(crate) fn icebp(x: &mut Ctx) -> Exec {
+pub(crate) fn icebp(x: &mut Ctx, length: u32) -> Exec {
+    let kind = kind_of::PRIVILEGED_SOFTWARE_EXCEPTION;
+    if exit::exception_exits(x.cpu, 1, None) {
+        let exit = Exit {
+            instruction_length: length,
+            ..event_exit(1, kind, None, 0)
+        };
+        return Err(exit::leave(x.cpu, exit));
+    }
     note(x, Fault::Debug(x.cpu.pending_debug & !DR6_BS));
     let event = Event {
         vector: 1,
         error_code: None,
         software: false,
         resume: false,
+        kind,
+        length,
     };
     deliver(x, event)
 }
 
 fn deliver(x: &mut Ctx, event: Event) -> Exec {
+    if x.cpu.vmx.non_root {
+        let code = u32::from(event.error_code.unwrap_or(0));
+        let has_code = if event.error_code.is_some() {
+            INFO_ERROR_CODE
+        } else {
+            0
+        };
+        let info = u32::from(event.vector) | event.kind << 8 | has_code | INFO_VALID;
+        x.cpu.vmx.vectoring = Some((info, code));
+        x.cpu.vmx.vectoring_length = event.length;
+    }
     if x.cpu.flags.rest & bit::VM != 0 {
         return Err(Trap::Unimplemented("event in virtual-8086 mode"));
     }
@@ -191,6 +387,7 @@ fn deliver(x: &mut Ctx, event: Event) -> Exec {
     } else {
         deliver_protected(x, event)?;
     }
+    x.cpu.vmx.vectoring = None;
     x.cpu.activity = Activity::Active;
     x.cpu.sti_shadow = false;
     x.cpu.mov_ss_shadow = false;
@@ -409,7 +606,7 @@ mod tests {
         f.cpu.idtr.limit = 0x3ff;
         f.poke(0x21 * 4, 0x1234_5678);
         f.cpu.set_rflags(bit::FIXED | bit::IF | bit::TF | bit::CF);
-        f.with(|x| software(x, 0x21)).unwrap();
+        f.with(|x| software(x, 0x21, 2, true)).unwrap();
         assert_eq!(f.cpu.rip, 0x5678);
         assert_eq!(f.cpu.seg(Seg::Cs).base, 0x12340);
         assert_eq!(f.cpu.gpr[reg::RSP], 0xfff8);
@@ -487,7 +684,7 @@ mod tests {
         let mut f = Fixture::protected();
         f.gate(3, sel::CONFORMING, 0x7000, 0xee, 0);
         f.enter(3);
-        f.with(|x| software(x, 3)).unwrap();
+        f.with(|x| software(x, 3, 2, true)).unwrap();
         assert_eq!((f.cpu.cpl, f.cpu.gpr[reg::RSP]), (3, STACK - 12));
         assert_eq!(f.cpu.seg(Seg::Cs).selector, sel::CONFORMING | 3);
         assert_eq!(f.cpu.code_size, CodeSize::Bits32);
@@ -499,12 +696,12 @@ mod tests {
         f.gate(0x40, sel::CODE0, 0x7000, INT64, 0);
         f.enter(3);
         let code = |vector: u16| Err(Trap::Fault(Fault::GeneralProtection(vector << 3 | 2)));
-        assert_eq!(f.with(|x| software(x, 0x40)), code(0x40)); // DPL 0
+        assert_eq!(f.with(|x| software(x, 0x40, 2, true)), code(0x40)); // DPL 0
         f.cpu.idtr.limit = 0x30f;
-        assert_eq!(f.with(|x| software(x, 0x31)), code(0x31)); // beyond the table
+        assert_eq!(f.with(|x| software(x, 0x31, 2, true)), code(0x31)); // beyond the table
         f.gate(0x20, sel::CODE0, 0x7000, 0x6e, 0);
         assert_eq!(
-            f.with(|x| software(x, 0x20)),
+            f.with(|x| software(x, 0x20, 2, true)),
             Err(Trap::Fault(Fault::NotPresent(0x102)))
         );
         // The same from outside becomes #NP with EXT, which has no gate: #GP, then #DF, then off.
@@ -549,15 +746,15 @@ mod tests {
         f.cpu.set_rflags(bit::FIXED | bit::IF);
         let before = f.cpu.save();
         assert_eq!(
-            f.with(|x| software(x, 0x30)),
+            f.with(|x| software(x, 0x30, 2, true)),
             Err(Trap::Fault(Fault::GeneralProtection(0x182)))
         );
         f.gate(0x30, sel::CODE0, 1 << 47, 0xee, 0);
-        assert_eq!(f.with(|x| software(x, 0x30)), Err(GP0));
+        assert_eq!(f.with(|x| software(x, 0x30, 2, true)), Err(GP0));
         f.gate(0x30, sel::CODE0, 0x7000, 0xee, 0);
         f.poke(TSS + 4, 1 << 47);
         assert_eq!(
-            f.with(|x| software(x, 0x30)),
+            f.with(|x| software(x, 0x30, 2, true)),
             Err(Trap::Fault(Fault::Stack(0)))
         );
         assert_eq!(f.cpu.save(), before);

@@ -34,6 +34,7 @@ mod testing;
 mod tlb;
 mod trap;
 mod vcpu;
+mod vmx;
 
 pub use bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 pub use exec::msr::msr_name;
@@ -45,3 +46,4 @@ pub use state::{
     Activity, ApicState, FpuState, MsrState, SegmentState, SegmentStates, TableState, VcpuState,
 };
 pub use trap::Fault;
+pub use vmx::VmxProfile;

@@ -1,7 +1,7 @@
 //! Memory as an instruction sees it: segments, linear addresses, page crossings, devices.
 
 use crate::bus::{Bus, Tick};
-use crate::paging::{self, Access, Privilege};
+use crate::paging::{self, Access, Miss, Privilege};
 use crate::ram::Ram;
 use crate::tlb::Kind;
 use crate::trap::{Exec, Fault, Trap};
@@ -83,6 +83,14 @@ impl Ctx<'_> {
 
     // ---- translation ----
 
+    /// What a translation that there is not does to the instruction.
+    pub fn missed(&mut self, miss: Miss) -> Trap {
+        match miss {
+            Miss::Fault(fault) => Trap::Fault(fault),
+            Miss::Exit(exit) => crate::vmx::exit::leave(self.cpu, exit),
+        }
+    }
+
     fn privilege(&self) -> Privilege {
         if self.cpu.cpl == 3 {
             Privilege::User
@@ -99,7 +107,8 @@ impl Ctx<'_> {
         } else {
             linear & 0xffff_ffff
         };
-        let mapping = paging::walk(self.cpu, self.ram, linear, access, privilege, false)?;
+        let mapping = paging::walk(self.cpu, self.ram, linear, access, privilege, false)
+            .map_err(|miss| self.missed(miss))?;
         let physical = mapping.physical | linear & 0xfff;
         let page_in_ram = self.ram.offset(physical & !0xfff);
         if let Some(offset) = page_in_ram.filter(|_| !self.is_apic_page(physical)) {

@@ -4,6 +4,8 @@ use crate::flags::bit;
 use crate::ram::Ram;
 use crate::trap::Fault;
 use crate::vcpu::{Vcpu, cr};
+use crate::vmx::ept::{self, Purpose};
+use crate::vmx::exit::{Exit, uses_ept};
 
 /// What an access wants to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,21 @@ pub(crate) struct Mapping {
     pub executable: bool,
 }
 
+/// Why there is no translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Miss {
+    /// The guest's own page tables refuse it.
+    Fault(Fault),
+    /// Those of its hypervisor do.
+    Exit(Exit),
+}
+
+impl From<Fault> for Miss {
+    fn from(fault: Fault) -> Miss {
+        Miss::Fault(fault)
+    }
+}
+
 const P: u64 = 1;
 const W: u64 = 1 << 1;
 const U: u64 = 1 << 2;
@@ -64,10 +81,41 @@ fn entry(ram: &Ram, address: u64, wide: bool) -> u64 {
     }
 }
 
-fn set_bits(ram: &mut Ram, address: u64, old: u64, bits: u64) {
-    if old & bits != bits {
-        // Both bits are in the low byte. The entry was read from RAM, so this cannot fail.
-        let _ = ram.write(address, &[(old | bits) as u8]);
+/// Guest tables that a walk for `linear` reads, through EPT where it is on.
+struct Tables<'a> {
+    cpu: &'a Vcpu,
+    linear: Option<u64>,
+    peek: bool,
+}
+
+impl Tables<'_> {
+    fn physical(&self, ram: &mut Ram, address: u64, access: Access) -> Result<u64, Miss> {
+        if !uses_ept(self.cpu) {
+            return Ok(address);
+        }
+        let purpose = Purpose {
+            access,
+            walk: true,
+            linear: self.linear,
+            user: false,
+            peek: self.peek,
+        };
+        let mapping = ept::translate(self.cpu, ram, address, purpose).map_err(Miss::Exit)?;
+        Ok(mapping.physical)
+    }
+
+    fn entry(&self, ram: &mut Ram, address: u64, wide: bool) -> Result<u64, Miss> {
+        let physical = self.physical(ram, address, Access::Read)?;
+        Ok(entry(ram, physical, wide))
+    }
+
+    fn set_bits(&self, ram: &mut Ram, address: u64, old: u64, bits: u64) -> Result<(), Miss> {
+        if old & bits != bits {
+            let physical = self.physical(ram, address, Access::Write)?;
+            // Both bits are in the low byte. The entry was read from RAM, so this cannot fail.
+            let _ = ram.write(physical, &[(old | bits) as u8]);
+        }
+        Ok(())
     }
 }
 
@@ -92,16 +140,62 @@ pub(crate) fn walk(
     access: Access,
     privilege: Privilege,
     peek: bool,
-) -> Result<Mapping, Fault> {
+) -> Result<Mapping, Miss> {
+    let guest = walk_guest(cpu, ram, linear, access, privilege, peek)?;
+    if !uses_ept(cpu) {
+        return Ok(guest.mapping);
+    }
+    let purpose = Purpose {
+        access,
+        walk: false,
+        linear: Some(linear),
+        user: guest.user_page,
+        peek,
+    };
+    let at = guest.mapping.physical | linear & 0xfff;
+    let host = ept::translate(cpu, ram, at, purpose).map_err(Miss::Exit)?;
+    Ok(Mapping {
+        physical: host.physical & !0xfff,
+        span: guest.mapping.span,
+        writable: guest.mapping.writable && host.writable,
+        readable: guest.mapping.readable && host.readable,
+        executable: guest.mapping.executable && host.executable,
+    })
+}
+
+/// What the guest's own tables say.
+struct Walked {
+    mapping: Mapping,
+    /// Every level lets user code in.
+    user_page: bool,
+}
+
+fn walk_guest(
+    cpu: &Vcpu,
+    ram: &mut Ram,
+    linear: u64,
+    access: Access,
+    privilege: Privilege,
+    peek: bool,
+) -> Result<Walked, Miss> {
     if cpu.cr0 & cr::CR0_PG == 0 {
-        return Ok(Mapping {
-            physical: linear & 0xffff_ffff,
+        let mapping = Mapping {
+            physical: linear & 0xffff_f000,
             span: !0 << 12,
             writable: true,
             readable: true,
             executable: true,
+        };
+        return Ok(Walked {
+            mapping,
+            user_page: true,
         });
     }
+    let tables = Tables {
+        cpu,
+        linear: Some(linear),
+        peek,
+    };
     let nxe = cpu.msrs.efer & cr::EFER_NXE != 0;
     let smep = cpu.cr4 & cr::CR4_SMEP != 0;
     let pae = cpu.cr4 & cr::CR4_PAE != 0;
@@ -143,9 +237,9 @@ pub(crate) fn walk(
     let (frame, span, leaf) = if !pae {
         // 32-bit paging: two levels of 4-byte entries.
         let pde_at = cpu.cr3 & 0xffff_f000 | (linear >> 22 & 0x3ff) << 2;
-        let pde = entry(ram, pde_at, false);
+        let pde = tables.entry(ram, pde_at, false)?;
         if pde & P == 0 {
-            return Err(fault(0));
+            return Err(fault(0).into());
         }
         trail.push(pde_at, pde);
         allowed &= pde;
@@ -154,7 +248,7 @@ pub(crate) fn walk(
             let extra_bits = (cpu.model.physical_bits - 32).min(8);
             let reserved = (0x1fe000 << extra_bits | 1 << 21) & 0x3f_e000;
             if pde & reserved != 0 || pde == u64::MAX {
-                return Err(fault(code::PRESENT | code::RESERVED));
+                return Err(fault(code::PRESENT | code::RESERVED).into());
             }
             let high = (pde >> 13 & 0xff) << 32;
             (
@@ -164,12 +258,12 @@ pub(crate) fn walk(
             )
         } else {
             let pte_at = pde & 0xffff_f000 | (linear >> 12 & 0x3ff) << 2;
-            let pte = entry(ram, pte_at, false);
+            let pte = tables.entry(ram, pte_at, false)?;
             if pte & P == 0 {
-                return Err(fault(0));
+                return Err(fault(0).into());
             }
             if pte == u64::MAX {
-                return Err(fault(code::PRESENT | code::RESERVED));
+                return Err(fault(code::PRESENT | code::RESERVED).into());
             }
             trail.push(pte_at, pte);
             allowed &= pte;
@@ -183,15 +277,15 @@ pub(crate) fn walk(
             // PDPTEs were loaded and checked with CR3; they hold no permissions.
             let pdpte = cpu.pdpte[(linear >> 30 & 3) as usize];
             if pdpte & P == 0 {
-                return Err(fault(0));
+                return Err(fault(0).into());
             }
             (pdpte & address_mask, 21)
         };
         loop {
             let at = table | (linear >> shift & 0x1ff) << 3;
-            let value = entry(ram, at, true);
+            let value = tables.entry(ram, at, true)?;
             if value & P == 0 {
-                return Err(fault(0));
+                return Err(fault(0).into());
             }
             let large = shift != 12 && value & PS != 0;
             let mut reserved = 0;
@@ -207,7 +301,7 @@ pub(crate) fn walk(
                 }
             }
             if reserved_entry(value, reserved) {
-                return Err(fault(code::PRESENT | code::RESERVED));
+                return Err(fault(code::PRESENT | code::RESERVED).into());
             }
             trail.push(at, value);
             allowed &= value;
@@ -243,7 +337,7 @@ pub(crate) fn walk(
         Access::Execute => execute_ok,
     };
     if !ok {
-        return Err(fault(code::PRESENT));
+        return Err(fault(code::PRESENT).into());
     }
     let last = trail.len - 1;
     if !peek {
@@ -253,28 +347,36 @@ pub(crate) fn walk(
             } else {
                 A
             };
-            set_bits(ram, at, value, bits);
+            tables.set_bits(ram, at, value, bits)?;
         }
     }
-    Ok(Mapping {
+    let mapping = Mapping {
         physical: frame,
         span,
         writable: write_ok && (access == Access::Write || leaf & D != 0),
         readable: data_ok,
         executable: execute_ok,
-    })
+    };
+    Ok(Walked { mapping, user_page })
 }
 
-/// Loads the PDPTEs of PAE paging from CR3. `None` when a present one has reserved bits set
-/// (#GP(0) for the instruction that loads).
-pub(crate) fn load_pdptes(cpu: &Vcpu, ram: &Ram, cr3: u64) -> Option<[u64; 4]> {
+/// Loads the PDPTEs of PAE paging from CR3.
+///
+/// # Errors
+/// #GP(0) when a present one has reserved bits set.
+pub(crate) fn load_pdptes(cpu: &Vcpu, ram: &mut Ram, cr3: u64) -> Result<[u64; 4], Miss> {
+    let tables = Tables {
+        cpu,
+        linear: None,
+        peek: false,
+    };
     let reserved = !0u64 << cpu.model.physical_bits | 0x1e6;
     let mut pdpte = [0; 4];
     for (n, slot) in pdpte.iter_mut().enumerate() {
-        *slot = entry(ram, (cr3 & 0xffff_ffe0) + 8 * n as u64, true);
+        *slot = tables.entry(ram, (cr3 & 0xffff_ffe0) + 8 * n as u64, true)?;
         if *slot & P != 0 && *slot & reserved != 0 {
-            return None;
+            return Err(Fault::GeneralProtection(0).into());
         }
     }
-    Some(pdpte)
+    Ok(pdpte)
 }

@@ -1,7 +1,9 @@
 //! All vCPUs of a machine and what makes them go: turns, time, events, the block loop.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use hypernest_vmcs::ExitReason;
 use iced_x86::{Decoder, DecoderError, Instruction};
 
 use crate::block::{BlockId, CodeCache, Key, MAX_BLOCK};
@@ -11,12 +13,14 @@ use crate::flags::bit;
 use crate::hot::{self, Next};
 use crate::mem::{Ctx, canonical};
 use crate::model::Model;
-use crate::paging::{self, Access, Privilege};
+use crate::paging::{self, Access, Miss, Privilege};
 use crate::ram::Ram;
 use crate::save::StateError;
 use crate::state::{Activity, VcpuState};
 use crate::trap::{Exec, GP0, Trap, UD};
 use crate::vcpu::{Seg, Vcpu};
+use crate::vmx::exit::{self, Exit};
+use crate::vmx::{self, VmxProfile};
 use crate::{debug, interrupt};
 
 /// Ticks a vCPU runs before the next one gets its turn.
@@ -33,6 +37,8 @@ pub struct ProcessorConfig {
     pub model: &'static Model,
     /// Most instructions decoded as one block, 1 to 64. Changes speed and nothing else.
     pub block_length: u32,
+    /// VMX, where there is any.
+    pub vmx: Option<Arc<VmxProfile>>,
 }
 
 impl Default for ProcessorConfig {
@@ -41,6 +47,7 @@ impl Default for ProcessorConfig {
             cpus: 1,
             model: Default::default(),
             block_length: MAX_BLOCK as u32,
+            vmx: None,
         }
     }
 }
@@ -134,7 +141,7 @@ impl Processor {
         if config.cpus == 0 || config.cpus > MAX_CPUS {
             return Err(ProcessorError::Cpus(config.cpus));
         }
-        let vcpu = |n| Vcpu::new(config.model, n, config.cpus);
+        let vcpu = |n| Vcpu::new(config.model, n, config.cpus, config.vmx.clone());
         Ok(Processor {
             vcpus: (0..config.cpus).map(vcpu).collect(),
             code: CodeCache::new(config.block_length as usize),
@@ -210,7 +217,7 @@ impl Processor {
     pub fn translate(&self, vcpu: usize, ram: &mut Ram, linear: u64) -> Option<u64> {
         let cpu = &self.vcpus[vcpu];
         let mut who = Privilege::Supervisor;
-        if let Err(crate::Fault::Page { code, .. }) =
+        if let Err(Miss::Fault(crate::Fault::Page { code, .. })) =
             paging::walk(cpu, ram, linear, Access::Read, who, true)
             && code & 1 != 0
         {
@@ -260,7 +267,9 @@ impl Processor {
             // Messages, timers or its own turn may have brought it something to take.
             self.vcpus[runnable].leave_block = true;
             let waiting =
-                |(n, cpu): (usize, &Vcpu)| n != runnable && cpu.can_run(n == 0 && bus.intr());
+                |(n, cpu): (usize, &Vcpu)| {
+                n != runnable && cpu.can_run(n == 0 && bus.intr(), self.now)
+            };
             let others_run = self.vcpus.iter().enumerate().any(waiting);
             self.vcpus[runnable].others_run = others_run;
             let pause = self.run_vcpu(ram, bus, &mut left);
@@ -333,7 +342,9 @@ impl Processor {
     /// The next tick at which a local APIC's timer or the board has something to do.
     fn next_deadline(&self, bus: &dyn Bus) -> Option<Tick> {
         let timers = self.vcpus.iter().filter_map(|cpu| cpu.apic.deadline());
-        timers.chain(bus.deadline()).min()
+        let guests = self.vcpus.iter();
+        let guests = guests.filter_map(|cpu| cpu.vmx.preemption_deadline);
+        timers.chain(guests).chain(bus.deadline()).min()
     }
 
     /// The vCPU that runs now: the current one while it can, else the next that can.
@@ -341,7 +352,7 @@ impl Processor {
         let count = self.vcpus.len();
         (0..count)
             .map(|n| (self.current + n) % count)
-            .find(|n| self.vcpus[*n].can_run(*n == 0 && bus.intr()))
+            .find(|n| self.vcpus[*n].can_run(*n == 0 && bus.intr(), self.now))
     }
 
     /// Runs the current vCPU until `left` is used or something else must be looked at.
@@ -372,7 +383,12 @@ impl Processor {
                 match service_events(x, vcpu == 0) {
                     Ok(true) => {}
                     Ok(false) => return Some(Pause::Look),
-                    Err(trap) => return Some(stop_at(trap, x.cpu.rip)),
+                    Err(trap) => {
+                        if let Err(trap) = take(x, trap) {
+                            return Some(stop_at(trap, x.cpu.rip));
+                        }
+                        continue;
+                    }
                 }
             }
             let one_by_one = x.cpu.careful
@@ -440,8 +456,22 @@ impl Processor {
 /// Delivers the exception of an instruction.
 fn take(x: &mut Ctx, trap: Trap) -> Exec {
     x.cpu.leave_block = true;
+    let trap = match trap {
+        Trap::Fault(fault) => match interrupt::raise(x, fault) {
+            Ok(()) => {
+                x.cpu.vmx.mtf_pending |= x.cpu.vmx.traps_each_instruction();
+                return Ok(());
+            }
+            Err(trap) => trap,
+        },
+        other => other,
+    };
     match trap {
-        Trap::Fault(fault) => interrupt::raise(x, fault),
+        Trap::VmExit => exit::perform(x),
+        Trap::TripleFault if x.cpu.vmx.non_root => {
+            x.cpu.vmx.exit = Exit::new(ExitReason::TRIPLE_FAULT);
+            exit::perform(x)
+        }
         other => Err(other),
     }
 }
@@ -551,9 +581,14 @@ impl Ctx<'_> {
 fn step(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>) -> Exec {
     let before = *left;
     let rip = x.cpu.rip;
+    let shadows = (x.cpu.sti_shadow, x.cpu.mov_ss_shadow);
     let outcome = step_inner(x, left, tracer);
     if outcome.is_err() {
         x.cpu.rip = rip;
+        if outcome == Err(Trap::VmExit) {
+            // The guest comes back to this instruction.
+            (x.cpu.sti_shadow, x.cpu.mov_ss_shadow) = shadows;
+        }
         if *left == before {
             *left -= 1;
         }
@@ -564,6 +599,8 @@ fn step(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>) -> Ex
 fn step_inner(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>) -> Exec {
     // The shadows last for one instruction, whose own may follow.
     let after_mov_ss = x.cpu.mov_ss_shadow;
+    x.cpu.after_mov_ss = after_mov_ss;
+    let traps = x.cpu.vmx.traps_each_instruction();
     if x.cpu.sti_shadow || after_mov_ss {
         (x.cpu.sti_shadow, x.cpu.mov_ss_shadow) = (false, false);
         x.cpu.leave_block = true;
@@ -606,6 +643,10 @@ fn step_inner(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>)
         x.cpu.flags.rest &= !bit::RF;
         x.cpu.refresh();
     }
+    if traps && x.cpu.vmx.non_root {
+        x.cpu.vmx.mtf_pending = true;
+        x.cpu.leave_block = true;
+    }
     if x.cpu.pending_debug != 0 {
         x.cpu.leave_block = true;
     }
@@ -614,7 +655,10 @@ fn step_inner(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>)
 
 impl Vcpu {
     /// Whether it has an instruction to execute or an event to take. `intr`: the 8259 asks.
-    fn can_run(&self, intr: bool) -> bool {
+    fn can_run(&self, intr: bool, now: Tick) -> bool {
+        if self.vmx.non_root && self.guest_event_waits(intr, now) {
+            return true;
+        }
         match self.activity {
             Activity::Active => true,
             Activity::Halted => {
@@ -628,6 +672,17 @@ impl Vcpu {
         }
     }
 
+    /// Whether something makes a guest that waits leave its state of waiting.
+    fn guest_event_waits(&self, intr: bool, now: Tick) -> bool {
+        let due = self.vmx.preemption_deadline.is_some_and(|due| due <= now);
+        let waits = self.activity == Activity::Halted;
+        self.vmx.inject
+            || self.vmx.mtf_pending
+            || due && self.activity != Activity::WaitForSipi
+            || waits && exit::takes_interrupts(self) && self.interrupt_waiting(intr)
+            || waits && (exit::interrupt_window(self) || exit::nmi_window(self))
+    }
+
     fn interrupt_waiting(&self, intr: bool) -> bool {
         self.apic.pending_vector().is_some()
             || self.apic.extint_waiting()
@@ -635,41 +690,89 @@ impl Vcpu {
     }
 }
 
+fn trap_like(reason: ExitReason) -> Exit {
+    Exit {
+        trap_like: true,
+        ..Exit::new(reason)
+    }
+}
+
 /// Takes what is due before the next instruction, in the order of Vol. 3A, "Priority Among
 /// Concurrent Events". False when the vCPU has nothing to execute.
 fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
-    if x.cpu.apic.take_init() {
+    let guest = x.cpu.vmx.non_root;
+    // In VMX root operation INIT waits.
+    if (guest || x.cpu.vmx.region.is_none()) && x.cpu.apic.take_init() {
+        if guest {
+            return Err(exit::leave(x.cpu, Exit::new(ExitReason::INIT_SIGNAL)));
+        }
         x.cpu.init();
     }
     if x.cpu.activity == Activity::WaitForSipi {
         let Some(vector) = x.cpu.apic.take_sipi() else {
             return Ok(false);
         };
+        if guest {
+            let exit = Exit {
+                qualification: u64::from(vector),
+                ..Exit::new(ExitReason::START_UP_IPI_SIPI)
+            };
+            return Err(exit::leave(x.cpu, exit));
+        }
         x.cpu.start_up(vector);
+    }
+    if x.cpu.vmx.inject {
+        vmx::entry::inject(x)?;
+        x.cpu.vmx.mtf_pending |= x.cpu.vmx.traps_each_instruction();
+    }
+    if core::mem::take(&mut x.cpu.vmx.mtf_pending) {
+        return Err(exit::leave(x.cpu, trap_like(ExitReason::MONITOR_TRAP_FLAG)));
     }
     if let Some(fault) = debug::pending_trap(x.cpu) {
         x.cpu.activity = Activity::Active;
         interrupt::raise(x, fault)?;
     }
+    let expired = x.cpu.vmx.preemption_deadline.is_some_and(|due| due <= x.now);
+    if expired {
+        let exit = trap_like(ExitReason::VMX_PREEMPTION_TIMER_EXPIRED);
+        return Err(exit::leave(x.cpu, exit));
+    }
+    if exit::nmi_window(x.cpu) {
+        return Err(exit::leave(x.cpu, trap_like(ExitReason::NMI_WINDOW)));
+    }
     // The shadow of STI holds NMIs back too, as the manual allows (Vol. 2B, STI).
     let in_shadow = x.cpu.mov_ss_shadow || x.cpu.sti_shadow;
     if x.cpu.apic.nmi_waiting() && !x.cpu.nmi_blocked && !in_shadow {
         x.cpu.apic.take_nmi();
+        if exit::takes_nmis(x.cpu) {
+            return Err(interrupt::nmi_exit(x));
+        }
         x.cpu.activity = Activity::Active;
         interrupt::nmi(x)?;
     }
+    if exit::interrupt_window(x.cpu) {
+        return Err(exit::leave(x.cpu, trap_like(ExitReason::INTERRUPT_WINDOW)));
+    }
     let intr = boot_cpu && x.bus.intr();
-    if x.cpu.flags.rest & bit::IF != 0
+    let exits = exit::takes_interrupts(x.cpu);
+    if (exits || x.cpu.flags.rest & bit::IF != 0)
         && !x.cpu.sti_shadow
         && !x.cpu.mov_ss_shadow
         && x.cpu.interrupt_waiting(intr)
     {
+        if exits && !x.cpu.vmx.controls.acknowledges() {
+            let exit = Exit::new(ExitReason::EXTERNAL_INTERRUPT);
+            return Err(exit::leave(x.cpu, exit));
+        }
         let vector = if x.cpu.apic.pending_vector().is_some() {
             x.cpu.apic.acknowledge()
         } else {
             x.cpu.apic.take_extint();
             x.bus.acknowledge(x.now)
         };
+        if exits {
+            return Err(interrupt::external_exit(x, vector));
+        }
         x.cpu.activity = Activity::Active;
         interrupt::external(x, vector)?;
         // Only one; the handler starts with IF clear, or takes the next before its first instruction.

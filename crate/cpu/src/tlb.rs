@@ -7,6 +7,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec;
+use alloc::vec::Vec;
 
 use crate::ram::Ram;
 
@@ -46,6 +47,23 @@ const EMPTY: Entry = Entry {
 const SLOTS: usize = 1024;
 const SPACES: u64 = 1 << 10;
 
+/// An address space of a guest (Vol. 3C, "Creating and Using Cached Translation Information").
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Context {
+    vpid: u16,
+    /// All ones without EPT.
+    eptp: u64,
+    pcid: u16,
+    space: u64,
+}
+
+/// Most address spaces of guests that are remembered.
+const CONTEXTS: usize = 64;
+/// Stands for the EPT pointer of a guest without EPT.
+const NO_EPT: u64 = !0;
+/// EPT pointers that agree here share translations.
+const EPT_ROOT: u64 = 0x000f_ffff_ffff_f000;
+
 /// The TLB of one vCPU.
 pub(crate) struct Tlb {
     entries: Box<[Entry; SLOTS]>,
@@ -58,6 +76,10 @@ pub(crate) struct Tlb {
     /// Last number handed out.
     last: u64,
     pcid: u16,
+    /// VPID and EPT pointer of the guest that executes; `None` outside VMX non-root operation.
+    guest: Option<(u16, u64)>,
+    /// Address spaces of guests. Bounded: when full, all are forgotten.
+    contexts: Vec<Context>,
     /// Value of `Ram::code_epoch` when write tags were last compared with the code map.
     code_epoch: u64,
 }
@@ -78,6 +100,8 @@ impl Tlb {
             space: 1,
             last: 1,
             pcid: 0,
+            guest: None,
+            contexts: Vec::with_capacity(CONTEXTS),
             code_epoch: 0,
         }
     }
@@ -147,9 +171,10 @@ impl Tlb {
     pub fn flush_all(&mut self) {
         self.entries.fill(EMPTY);
         self.spaces.fill(0);
+        self.contexts.clear();
         self.last = 1;
         self.space = 1;
-        self.spaces[self.pcid as usize] = 1;
+        self.note_space();
     }
 
     fn fresh(&mut self) -> u64 {
@@ -163,13 +188,78 @@ impl Tlb {
     /// Makes `pcid` current; what was cached for it survives only where `keep`.
     pub fn switch(&mut self, pcid: u16, keep: bool) {
         self.pcid = pcid & 0xfff;
-        let known = self.spaces[self.pcid as usize];
+        let known = self.known_space(self.pcid);
         if keep && known != 0 {
-            self.space = u64::from(known);
+            self.space = known;
         } else {
             self.space = self.fresh();
-            self.spaces[self.pcid as usize] = self.space as u16;
+            self.note_space();
         }
+    }
+
+    /// Number of the address space of a PCID of the running guest, or outside one; 0 for none.
+    fn known_space(&self, pcid: u16) -> u64 {
+        let Some((vpid, eptp)) = self.guest else {
+            return u64::from(self.spaces[pcid as usize]);
+        };
+        let wanted = |c: &&Context| (c.vpid, c.eptp, c.pcid) == (vpid, eptp, pcid);
+        self.contexts.iter().find(wanted).map_or(0, |c| c.space)
+    }
+
+    /// Remembers that the current space is that of the current PCID.
+    fn note_space(&mut self) {
+        let (pcid, space) = (self.pcid, self.space);
+        let Some((vpid, eptp)) = self.guest else {
+            self.spaces[pcid as usize] = space as u16;
+            return;
+        };
+        self.contexts
+            .retain(|c| (c.vpid, c.eptp, c.pcid) != (vpid, eptp, pcid));
+        if self.contexts.len() == CONTEXTS {
+            self.contexts.clear();
+        }
+        self.contexts.push(Context {
+            vpid,
+            eptp,
+            pcid,
+            space,
+        });
+    }
+
+    /// VM entry. Without a VPID nothing cached before it may be used in the guest or after it.
+    pub fn enter_guest(&mut self, vpid: u16, eptp: Option<u64>, pcid: u16) {
+        self.guest = Some((vpid, eptp.unwrap_or(NO_EPT)));
+        if vpid == 0 {
+            self.spaces.fill(0);
+            self.forget_vpid(0);
+        }
+        self.switch(pcid, vpid != 0);
+    }
+
+    /// VM exit. `keep`: the guest had a VPID.
+    pub fn enter_host(&mut self, pcid: u16, keep: bool) {
+        self.guest = None;
+        if !keep {
+            self.spaces.fill(0);
+            self.forget_vpid(0);
+        }
+        self.switch(pcid, keep);
+    }
+
+    /// INVEPT, single-context.
+    pub fn forget_eptp(&mut self, eptp: u64) {
+        self.contexts
+            .retain(|c| c.eptp == NO_EPT || (c.eptp ^ eptp) & EPT_ROOT != 0);
+    }
+
+    /// INVVPID, single-context.
+    pub fn forget_vpid(&mut self, vpid: u16) {
+        self.contexts.retain(|c| c.vpid != vpid);
+    }
+
+    /// INVEPT and INVVPID of everything.
+    pub fn flush_guests(&mut self) {
+        self.contexts.clear();
     }
 
     /// Forgets the translations of one PCID (global ones included, which is allowed).
@@ -177,6 +267,9 @@ impl Tlb {
     pub fn flush_pcid(&mut self, pcid: u16) {
         if pcid & 0xfff == self.pcid {
             self.switch(pcid, false);
+        } else if let Some((vpid, eptp)) = self.guest {
+            self.contexts
+                .retain(|c| (c.vpid, c.eptp, c.pcid) != (vpid, eptp, pcid & 0xfff));
         } else {
             self.spaces[(pcid & 0xfff) as usize] = 0;
         }

@@ -85,6 +85,8 @@ pub(crate) enum Trap {
     Fault(Fault),
     /// Delivery of an exception failed three deep.
     TripleFault,
+    /// A VM exit: `Vcpu::vmx.exit` has it.
+    VmExit,
     /// Not built yet: the machine stops and says what.
     Unimplemented(&'static str),
 }

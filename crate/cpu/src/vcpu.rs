@@ -5,6 +5,7 @@ use crate::fpu::Fpu;
 use crate::model::Model;
 use crate::state::{Activity, MsrState, SegmentState, TableState};
 use crate::tlb::Tlb;
+use crate::vmx::Vmx;
 
 /// General registers by encoding.
 pub(crate) mod reg {
@@ -80,6 +81,7 @@ pub(crate) mod cr {
     pub const CR4_OSFXSR: u64 = 1 << 9;
     pub const CR4_OSXMMEXCPT: u64 = 1 << 10;
     pub const CR4_UMIP: u64 = 1 << 11;
+    pub const CR4_VMXE: u64 = 1 << 13;
     pub const CR4_FSGSBASE: u64 = 1 << 16;
     pub const CR4_PCIDE: u64 = 1 << 17;
     pub const CR4_OSXSAVE: u64 = 1 << 18;
@@ -149,6 +151,8 @@ pub(crate) struct Vcpu {
     pub sti_shadow: bool,
     /// The instruction before loaded SS.
     pub mov_ss_shadow: bool,
+    /// The instruction at hand follows a load of SS.
+    pub after_mov_ss: bool,
     pub nmi_blocked: bool,
     pub pending_debug: u64,
     pub monitor: Option<u64>,
@@ -168,9 +172,20 @@ pub(crate) struct Vcpu {
     pub model: &'static Model,
     /// vCPUs of the machine, for CPUID.
     pub cpus: u32,
+    pub vmx: Vmx,
 }
 
 impl Vcpu {
+    /// Bits of CR4 that may be set.
+    pub fn cr4_bits(&self) -> u64 {
+        let vmx = if self.vmx.profile.is_some() {
+            cr::CR4_VMXE
+        } else {
+            0
+        };
+        self.model.cr4_bits() | vmx
+    }
+
     pub fn seg(&self, seg: Seg) -> &SegmentState {
         &self.segments[seg as usize]
     }
@@ -227,8 +242,10 @@ impl Vcpu {
         };
         let alignment_checks =
             self.cpl == 3 && self.cr0 & cr::CR0_AM != 0 && self.flags.rest & bit::AC != 0;
-        self.careful =
-            alignment_checks || self.flags.rest & (bit::TF | bit::RF) != 0 || self.dr7 & 0xff != 0;
+        self.careful = alignment_checks
+            || self.flags.rest & (bit::TF | bit::RF) != 0
+            || self.dr7 & 0xff != 0
+            || self.vmx.traps_each_instruction();
         self.tlb_key = self.tlb.key(self.access_kind());
         self.leave_block = true;
     }

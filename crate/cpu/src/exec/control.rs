@@ -1,6 +1,7 @@
 //! Control and debug registers, TLB invalidation, XCR0 (Vol. 2, MOV-Move to/from Control
 //! Registers, INVLPG, INVPCID, XSETBV; Vol. 3A, "Control Registers", "Paging").
 
+use hypernest_vmcs::Field;
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::system::privileged;
@@ -57,10 +58,10 @@ pub(super) fn mov(x: &mut Ctx, i: &Instruction) -> Exec {
         };
     }
     let value = match special {
-        Register::CR0 => x.cpu.cr0,
+        Register::CR0 => visible_cr0(x),
         Register::CR2 => x.cpu.cr2,
         Register::CR3 => x.cpu.cr3,
-        Register::CR4 => x.cpu.cr4,
+        Register::CR4 => visible_cr4(x),
         _ => x.cpu.apic.cr8(),
     };
     x.cpu.set_reg(general, value);
@@ -72,13 +73,69 @@ fn uses_pdptes(cr0: u64, cr4: u64, efer: u64) -> bool {
     cr0 & cr::CR0_PG != 0 && cr4 & cr::CR4_PAE != 0 && efer & cr::EFER_LMA == 0
 }
 
+fn load_pdptes(x: &mut Ctx, cr3: u64) -> Exec {
+    x.cpu.pdpte = paging::load_pdptes(x.cpu, x.ram, cr3).map_err(|miss| x.missed(miss))?;
+    Ok(())
+}
+
+/// Bits of CR0 or CR4 as a guest sees them: those of its hypervisor from the read shadow.
+fn shadowed(x: &Ctx, value: u64, mask: Field, shadow: Field) -> u64 {
+    if !x.cpu.vmx.non_root {
+        return value;
+    }
+    let vmcs = &x.cpu.vmx.vmcs;
+    let mask = vmcs.get(mask);
+    value & !mask | vmcs.get(shadow) & mask
+}
+
+/// CR0 as MOV and SMSW read it.
+pub(super) fn visible_cr0(x: &Ctx) -> u64 {
+    shadowed(x, x.cpu.cr0, Field::CR0_GUEST_HOST_MASK, Field::CR0_READ_SHADOW)
+}
+
+/// CR4 as MOV reads it.
+fn visible_cr4(x: &Ctx) -> u64 {
+    shadowed(x, x.cpu.cr4, Field::CR4_GUEST_HOST_MASK, Field::CR4_READ_SHADOW)
+}
+
+/// A value to write, with the bits that are not the guest's as they are.
+fn writable_part(x: &Ctx, value: u64, old: u64, mask: Field) -> u64 {
+    if !x.cpu.vmx.non_root {
+        return value;
+    }
+    let mask = x.cpu.vmx.vmcs.get(mask);
+    value & !mask | old & mask
+}
+
+/// #GP(0) for a value that VMX operation does not allow (Vol. 3C, "Restrictions on VMX Operation").
+fn check_fixed(x: &Ctx, cr0: Option<u64>, cr4: Option<u64>) -> Exec {
+    if x.cpu.vmx.region.is_none() {
+        return Ok(());
+    }
+    let Some(caps) = x.cpu.vmx.caps() else {
+        return Ok(());
+    };
+    // An unrestricted guest may leave paging and protection.
+    let free = if x.cpu.vmx.non_root && x.cpu.vmx.controls.unrestricted() {
+        cr::CR0_PE | cr::CR0_PG
+    } else {
+        0
+    };
+    let fits = |value: u64, zero: u64, one: u64| value & zero == zero && value & !one == 0;
+    let fine = cr0.is_none_or(|v| fits(v, caps.cr0_fixed0 & !free, caps.cr0_fixed1))
+        && cr4.is_none_or(|v| fits(v, caps.cr4_fixed0, caps.cr4_fixed1));
+    if fine { Ok(()) } else { Err(GP0) }
+}
+
 /// MOV to CR0, also LMSW.
 pub(super) fn write_cr0(x: &mut Ctx, value: u64) -> Exec {
     if value >> 32 != 0 {
         return Err(GP0);
     }
-    let new = value & CR0_BITS | cr::CR0_ET;
     let old = x.cpu.cr0;
+    let value = writable_part(x, value, old, Field::CR0_GUEST_HOST_MASK);
+    let new = value & CR0_BITS | cr::CR0_ET;
+    check_fixed(x, Some(new), None)?;
     let has = |bits| new & bits != 0;
     if has(cr::CR0_PG) && !has(cr::CR0_PE) || has(cr::CR0_NW) && !has(cr::CR0_CD) {
         return Err(GP0);
@@ -103,7 +160,7 @@ pub(super) fn write_cr0(x: &mut Ctx, value: u64) -> Exec {
     }
     const RELOADS: u64 = cr::CR0_PG | cr::CR0_CD | cr::CR0_NW;
     if changed & RELOADS != 0 && uses_pdptes(new, x.cpu.cr4, efer) {
-        x.cpu.pdpte = paging::load_pdptes(x.cpu, x.ram, x.cpu.cr3).ok_or(GP0)?;
+        load_pdptes(x, x.cpu.cr3)?;
     }
     x.cpu.cr0 = new;
     x.cpu.msrs.efer = efer;
@@ -125,7 +182,7 @@ fn write_cr3(x: &mut Ctx, value: u64) -> Exec {
             return Err(GP0);
         }
     } else if uses_pdptes(x.cpu.cr0, x.cpu.cr4, x.cpu.msrs.efer) {
-        x.cpu.pdpte = paging::load_pdptes(x.cpu, x.ram, new).ok_or(GP0)?;
+        load_pdptes(x, new)?;
     }
     x.cpu.cr3 = new;
     let pcid = if pcids { new as u16 & 0xfff } else { 0 };
@@ -134,11 +191,13 @@ fn write_cr3(x: &mut Ctx, value: u64) -> Exec {
 }
 
 /// MOV to CR4.
-fn write_cr4(x: &mut Ctx, new: u64) -> Exec {
+fn write_cr4(x: &mut Ctx, value: u64) -> Exec {
     let old = x.cpu.cr4;
+    let new = writable_part(x, value, old, Field::CR4_GUEST_HOST_MASK);
+    check_fixed(x, None, Some(new))?;
     let has = |bits| new & bits != 0;
     let long = x.cpu.long_mode();
-    if has(!x.cpu.model.cr4_bits()) || long && !has(cr::CR4_PAE) {
+    if has(!x.cpu.cr4_bits()) || long && !has(cr::CR4_PAE) {
         return Err(GP0);
     }
     let changed = old ^ new;
@@ -147,7 +206,7 @@ fn write_cr4(x: &mut Ctx, new: u64) -> Exec {
     }
     const RELOADS: u64 = cr::CR4_PAE | cr::CR4_PSE | cr::CR4_PGE | cr::CR4_SMEP;
     if changed & RELOADS != 0 && uses_pdptes(x.cpu.cr0, new, x.cpu.msrs.efer) {
-        x.cpu.pdpte = paging::load_pdptes(x.cpu, x.ram, x.cpu.cr3).ok_or(GP0)?;
+        load_pdptes(x, x.cpu.cr3)?;
     }
     x.cpu.cr4 = new;
     if changed & cr::CR4_PCIDE != 0 {
@@ -174,6 +233,10 @@ fn write_cr8(x: &mut Ctx, value: u64) -> Exec {
 /// CLTS.
 pub(super) fn clts(x: &mut Ctx) -> Exec {
     privileged(x)?;
+    if x.cpu.vmx.non_root && x.cpu.vmx.vmcs.get(Field::CR0_GUEST_HOST_MASK) & cr::CR0_TS != 0 {
+        // The bit is the hypervisor's, and the guest saw it clear already.
+        return Ok(());
+    }
     x.cpu.cr0 &= !cr::CR0_TS;
     x.cpu.refresh();
     Ok(())

@@ -60,12 +60,16 @@ fn subleaf_of(leaf: u32, subleaf: u32) -> u32 {
 /// Feature bits that follow the processor's state.
 fn adjust(cpu: &Vcpu, leaf: u32, ecx: &mut u32, edx: &mut u32) {
     const APIC: u32 = 1 << 9;
+    const VMX: u32 = 1 << 5;
     const OSXSAVE: u32 = 1 << 27;
     const SYSCALL: u32 = 1 << 11;
     match leaf {
         1 => {
             if !cpu.apic.present() {
                 *edx &= !APIC;
+            }
+            if cpu.vmx.profile.is_some() {
+                *ecx |= VMX;
             }
             if cpu.cr4 & cr::CR4_OSXSAVE != 0 {
                 *ecx |= OSXSAVE;

@@ -214,12 +214,13 @@ pub(super) fn segment_base(x: &mut Ctx, i: &Instruction) -> Exec {
 
 /// INT n, INT3, INTO, INT1.
 pub(super) fn int(x: &mut Ctx, i: &Instruction) -> Exec {
+    let length = i.len() as u32;
     match i.mnemonic() {
-        Mnemonic::Int1 => interrupt::icebp(x),
-        Mnemonic::Int3 => interrupt::software(x, 3),
+        Mnemonic::Int1 => interrupt::icebp(x, i.len() as u32),
+        Mnemonic::Int3 => interrupt::software(x, 3, length, false),
         Mnemonic::Into if !x.cpu.flags.of() => Ok(()),
-        Mnemonic::Into => interrupt::software(x, 4),
-        _ => interrupt::software(x, i.immediate8()),
+        Mnemonic::Into => interrupt::software(x, 4, length, false),
+        _ => interrupt::software(x, i.immediate8(), length, true),
     }
 }
 

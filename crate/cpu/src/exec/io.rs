@@ -16,7 +16,7 @@ const BITMAP_POINTER: u64 = 0x66;
 
 /// #GP(0) unless the current level may use `size` bytes at `port` (Vol. 1, "I/O Permission Bit
 /// Map").
-fn permit(x: &mut Ctx, port: u16, size: usize) -> Exec {
+pub(crate) fn permit(x: &mut Ctx, port: u16, size: usize) -> Exec {
     let rflags = x.cpu.flags.rest;
     let iopl = (rflags & bit::IOPL) >> 12;
     let free = !x.cpu.protected() || rflags & bit::VM == 0 && u64::from(x.cpu.cpl) <= iopl;

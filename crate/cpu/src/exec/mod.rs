@@ -11,7 +11,7 @@ pub(crate) mod control;
 pub(crate) mod cpuid;
 mod far;
 mod flow_system;
-mod io;
+pub(crate) mod io;
 mod mov;
 pub(crate) mod msr;
 mod muldiv;
@@ -27,6 +27,7 @@ use iced_x86::{Instruction, Mnemonic};
 
 use crate::mem::Ctx;
 use crate::trap::{Exec, UD};
+use crate::vmx;
 
 /// Whether `i` is a string instruction that repeats, so that it may take more than one tick.
 pub(crate) fn is_repeated(i: &Instruction) -> bool {
@@ -37,7 +38,11 @@ pub(crate) fn is_repeated(i: &Instruction) -> bool {
 pub(crate) fn sets_resume_flag(i: &Instruction) -> bool {
     matches!(
         i.mnemonic(),
-        Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+        Mnemonic::Iret
+            | Mnemonic::Iretd
+            | Mnemonic::Iretq
+            | Mnemonic::Vmlaunch
+            | Mnemonic::Vmresume
     )
 }
 
@@ -65,6 +70,9 @@ pub(crate) fn repeat(x: &mut Ctx, i: &Instruction, left: &mut u64) -> Exec {
 /// Executes `i`.
 pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
     use Mnemonic::*;
+    if x.cpu.vmx.non_root {
+        vmx::intercept::check(x, i)?;
+    }
     match i.mnemonic() {
         // ---- integer ----
         Mov if !mov::is_system(i) => mov::mov(x, i),
@@ -207,7 +215,19 @@ pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
         // Not in system-management mode.
         Rsm => Err(UD),
 
-        // ---- x87 and state ----
+        // ---- virtualization ----
+        Vmxon => vmx::operation::vmxon(x, i),
+        Vmxoff => vmx::operation::vmxoff(x),
+        Vmclear => vmx::operation::vmclear(x, i),
+        Vmptrld => vmx::operation::vmptrld(x, i),
+        Vmptrst => vmx::operation::vmptrst(x, i),
+        Vmread => vmx::operation::vmread(x, i),
+        Vmwrite => vmx::operation::vmwrite(x, i),
+        Vmcall => vmx::operation::vmcall(x),
+        Vmlaunch => vmx::entry::vm_entry(x, false),
+        Vmresume => vmx::entry::vm_entry(x, true),
+        Invept => vmx::operation::invalidate(x, i, true),
+        Invvpid => vmx::operation::invalidate(x, i, false),
 
         // ----
         INVALID | Ud0 | Ud1 | Ud2 => Err(UD),

@@ -42,6 +42,8 @@ const ARCH_CAPABILITIES: u64 = 1
     | 1 << 27
     | 1 << 62;
 
+const FEATURE_CONTROL: u32 = 0x3a;
+
 type Field = fn(&mut MsrState) -> &mut u64;
 
 /// What holds a register.
@@ -125,6 +127,12 @@ static TABLE: &[Row] = &[
         "IA32_PLATFORM_ID",
         Holder::Constant(0),
         Rule::ReadOnly,
+    ),
+    row(
+        0x3a,
+        "IA32_FEATURE_CONTROL",
+        Holder::Special(|x| x.cpu.msrs.feature_control, set_feature_control),
+        Rule::Any,
     ),
     row(
         0x3b,
@@ -220,6 +228,9 @@ static TABLE: &[Row] = &[
 fn find(x: &Ctx, number: u32) -> Option<&'static Row> {
     let at = TABLE.binary_search_by_key(&number, |row| row.number).ok()?;
     let row = &TABLE[at];
+    if row.number == FEATURE_CONTROL && x.cpu.vmx.profile.is_none() {
+        return None;
+    }
     row.needs
         .is_none_or(|feature| x.cpu.model.has(feature))
         .then_some(row)
@@ -268,6 +279,9 @@ pub(crate) fn read(x: &mut Ctx, number: u32) -> Exec<u64> {
     }
     if is_idle_counter(x, number) {
         return Ok(0);
+    }
+    if let 0x480..=0x4ff = number {
+        return x.cpu.vmx.caps().and_then(|caps| caps.get(number)).ok_or(GP0);
     }
     let row = find(x, number).ok_or(GP0)?;
     Ok(match row.holder {
@@ -351,6 +365,7 @@ impl Vcpu {
     /// Time-stamp counter at a tick.
     pub fn tsc(&self, now: crate::Tick) -> u64 {
         now.wrapping_add(self.msrs.tsc_offset)
+            .wrapping_add(self.vmx.controls.tsc_offset)
     }
 }
 
@@ -362,6 +377,17 @@ fn tsc(x: &mut Ctx) -> u64 {
 fn set_tsc(x: &mut Ctx, value: u64) -> Exec {
     let moved = value.wrapping_sub(tsc(x));
     move_tsc(x, moved);
+    Ok(())
+}
+
+/// Locked, it can not be written until the next reset.
+fn set_feature_control(x: &mut Ctx, value: u64) -> Exec {
+    const LOCK: u64 = 1;
+    const VMX_OUTSIDE_SMX: u64 = 1 << 2;
+    if x.cpu.msrs.feature_control & LOCK != 0 || value & !(LOCK | VMX_OUTSIDE_SMX) != 0 {
+        return Err(GP0);
+    }
+    x.cpu.msrs.feature_control = value;
     Ok(())
 }
 

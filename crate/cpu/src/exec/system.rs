@@ -149,14 +149,15 @@ fn protected_only(x: &Ctx) -> Exec {
 /// SMSW. A register operand of 32 or 64 bits gets all of CR0.
 pub(super) fn smsw(x: &mut Ctx, i: &Instruction) -> Exec {
     user_may_read(x)?;
-    x.set_operand(i, 0, x.cpu.cr0)
+    let value = super::control::visible_cr0(x);
+    x.set_operand(i, 0, value)
 }
 
 /// LMSW: PE, MP, EM and TS; PE is never cleared.
 pub(super) fn lmsw(x: &mut Ctx, i: &Instruction) -> Exec {
     privileged(x)?;
     let value = x.operand(i, 0)?;
-    let kept = x.cpu.cr0 & !(cr::CR0_MP | cr::CR0_EM | cr::CR0_TS);
+    let kept = super::control::visible_cr0(x) & !(cr::CR0_MP | cr::CR0_EM | cr::CR0_TS);
     super::control::write_cr0(x, kept | value & 0xf)
 }
 

@@ -1,0 +1,190 @@
+//! VM entries (Vol. 3C, "VM Entries"): checks in the manual's order, the guest state loaded, the
+//! event injected.
+
+use hypernest_vmcs::{ExitReason, Field, entry, pin, proc2};
+
+use super::exit::{SEGMENTS, VALID, blocking, entry_failed, load_msrs};
+use super::operation::{enter, error, fail, fail_invalid};
+use super::{Controls, checks};
+use crate::interrupt::{self, Injected};
+use crate::mem::Ctx;
+use crate::state::{Activity, SegmentState};
+use crate::trap::Exec;
+use crate::vcpu::{cr, reg};
+
+/// VMLAUNCH and VMRESUME.
+pub(crate) fn vm_entry(x: &mut Ctx, resume: bool) -> Exec {
+    enter(x)?;
+    if x.cpu.vmx.current.is_none() || x.cpu.vmx.vmcs.shadow {
+        fail_invalid(x);
+        return Ok(());
+    }
+    let launched = x.cpu.vmx.vmcs.launched;
+    if x.cpu.after_mov_ss {
+        fail(x, error::EVENTS_BLOCKED_BY_MOV_SS);
+    } else if !resume && launched {
+        fail(x, error::VMLAUNCH_NOT_CLEAR);
+    } else if resume && !launched {
+        fail(x, error::VMRESUME_NOT_LAUNCHED);
+    } else if checks::controls(x).is_err() {
+        fail(x, error::CONTROL_FIELDS);
+    } else if checks::host(x).is_err() {
+        fail(x, error::HOST_STATE);
+    } else {
+        return enter_guest(x);
+    }
+    Ok(())
+}
+
+fn enter_guest(x: &mut Ctx) -> Exec {
+    if let Err(qualification) = checks::guest(x) {
+        return entry_failed(x, ExitReason::ENTRY_FAILURE_GUEST_STATE, qualification);
+    }
+    load_guest(x);
+    let vmcs = &x.cpu.vmx.vmcs;
+    let list = vmcs.get(Field::VM_ENTRY_MSR_LOAD_ADDR);
+    let count = vmcs.get(Field::VM_ENTRY_MSR_LOAD_COUNT);
+    if let Err(number) = load_msrs(x, list, count) {
+        x.cpu.vmx.non_root = false;
+        return entry_failed(x, ExitReason::ENTRY_FAILURE_MSR_LOADING, number);
+    }
+    x.cpu.vmx.vmcs.launched = true;
+    let info = x.cpu.vmx.vmcs.get(Field::VM_ENTRY_INTR_INFO_FIELD) as u32;
+    x.cpu.vmx.inject = info & VALID != 0;
+    x.cpu.refresh();
+    x.cpu.touched_outside();
+    Ok(())
+}
+
+fn load_guest(x: &mut Ctx) {
+    let now = x.now;
+    let cpu = &mut *x.cpu;
+    let controls = Controls::new(&cpu.vmx.vmcs);
+    let vmcs = &cpu.vmx.vmcs;
+    let word = |field| vmcs.get(field);
+    let entry_controls = word(Field::VM_ENTRY_CONTROLS) as u32;
+    let has = |bit| entry_controls & bit != 0;
+    const CR0_KEPT: u64 = cr::CR0_ET | cr::CR0_NW | cr::CR0_CD;
+    cpu.cr0 = cpu.cr0 & CR0_KEPT | word(Field::GUEST_CR0) & !CR0_KEPT & 0xffff_ffff;
+    cpu.cr3 = word(Field::GUEST_CR3);
+    cpu.cr4 = word(Field::GUEST_CR4);
+    if has(entry::LOAD_DEBUG_CONTROLS) {
+        cpu.dr7 = word(Field::GUEST_DR7) & crate::debug::DR7_BITS | crate::save::DR7_FIXED;
+        cpu.msrs.debugctl = word(Field::GUEST_IA32_DEBUGCTL);
+    }
+    cpu.msrs.sysenter_cs = word(Field::GUEST_SYSENTER_CS);
+    cpu.msrs.sysenter_esp = word(Field::GUEST_SYSENTER_ESP);
+    cpu.msrs.sysenter_eip = word(Field::GUEST_SYSENTER_EIP);
+    if has(entry::LOAD_IA32_EFER) {
+        cpu.msrs.efer = word(Field::GUEST_IA32_EFER);
+    } else {
+        let paging = cpu.cr0 & cr::CR0_PG != 0;
+        let changed = cr::EFER_LMA | if paging { cr::EFER_LME } else { 0 };
+        cpu.msrs.efer &= !changed;
+        if has(entry::IA_32E_MODE_GUEST) {
+            cpu.msrs.efer |= changed;
+        }
+    }
+    if has(entry::LOAD_IA32_PAT) {
+        cpu.msrs.pat = word(Field::GUEST_IA32_PAT);
+    }
+    for (seg, selector, base, limit, access) in SEGMENTS {
+        cpu.segments[seg as usize] = SegmentState {
+            selector: word(selector) as u16,
+            base: word(base),
+            limit: word(limit) as u32,
+            rights: word(access) as u32,
+        };
+    }
+    cpu.gdtr = crate::TableState {
+        base: word(Field::GUEST_GDTR_BASE),
+        limit: word(Field::GUEST_GDTR_LIMIT) as u16,
+    };
+    cpu.idtr = crate::TableState {
+        base: word(Field::GUEST_IDTR_BASE),
+        limit: word(Field::GUEST_IDTR_LIMIT) as u16,
+    };
+    cpu.rip = word(Field::GUEST_RIP);
+    cpu.gpr[reg::RSP] = word(Field::GUEST_RSP);
+    cpu.flags.set(word(Field::GUEST_RFLAGS));
+    let interruptibility = word(Field::GUEST_INTERRUPTIBILITY_INFO);
+    cpu.sti_shadow = interruptibility & blocking::STI != 0;
+    cpu.mov_ss_shadow = interruptibility & blocking::MOV_SS != 0;
+    let nmi = interruptibility & blocking::NMI != 0;
+    if controls.virtual_nmis() {
+        cpu.vmx.virtual_nmi_blocking = nmi;
+        cpu.nmi_blocked = false;
+    } else {
+        cpu.nmi_blocked = nmi;
+    }
+    cpu.activity = match word(Field::GUEST_ACTIVITY_STATE) {
+        1 => Activity::Halted,
+        2 => Activity::Shutdown,
+        3 => Activity::WaitForSipi,
+        _ => Activity::Active,
+    };
+    let pending = word(Field::GUEST_PENDING_DBG_EXCEPTIONS);
+    let enabled = pending & (1 << 12 | interrupt::DR6_BS) != 0;
+    cpu.pending_debug = if enabled {
+        pending & (0xf | interrupt::DR6_BS)
+    } else {
+        0
+    };
+    if word(Field::VM_ENTRY_INTR_INFO_FIELD) as u32 & VALID != 0 {
+        // An event enters an active processor.
+        cpu.activity = Activity::Active;
+    }
+    let pae = cpu.cr0 & cr::CR0_PG != 0
+        && cpu.cr4 & cr::CR4_PAE != 0
+        && cpu.msrs.efer & cr::EFER_LMA == 0;
+    let mut pdptes = None;
+    if pae && controls.proc2(proc2::ENABLE_EPT) {
+        pdptes = Some([
+            word(Field::GUEST_PDPTR0),
+            word(Field::GUEST_PDPTR1),
+            word(Field::GUEST_PDPTR2),
+            word(Field::GUEST_PDPTR3),
+        ]);
+    }
+    let timer = word(Field::VMX_PREEMPTION_TIMER_VALUE);
+    let rate = cpu.vmx.caps().map_or(0, |caps| caps.misc & 0x1f);
+    cpu.vmx.preemption_deadline = controls
+        .pin(pin::ACTIVATE_VMX_PREEMPTION_TIMER)
+        .then(|| now.saturating_add(timer << rate));
+    cpu.vmx.controls = controls;
+    cpu.vmx.non_root = true;
+    let pcid = if cpu.cr4 & cr::CR4_PCIDE != 0 {
+        cpu.cr3 as u16 & 0xfff
+    } else {
+        0
+    };
+    cpu.tlb.enter_guest(controls.vpid, controls.eptp, pcid);
+    if pae && pdptes.is_none() {
+        pdptes = crate::paging::load_pdptes(x.cpu, x.ram, x.cpu.cr3).ok();
+    }
+    if let Some(pdptes) = pdptes {
+        x.cpu.pdpte = pdptes;
+    }
+    x.cpu.refresh();
+}
+
+/// Delivers the event of the VM entry just made (Vol. 3C, "Event Injection").
+pub(crate) fn inject(x: &mut Ctx) -> Exec {
+    x.cpu.vmx.inject = false;
+    let vmcs = &x.cpu.vmx.vmcs;
+    let info = vmcs.get(Field::VM_ENTRY_INTR_INFO_FIELD) as u32;
+    let code = vmcs.get(Field::VM_ENTRY_EXCEPTION_ERROR_CODE) as u32;
+    let length = vmcs.get(Field::VM_ENTRY_INSTRUCTION_LEN) as u32;
+    let kind = info >> 8 & 7;
+    if kind == 7 {
+        x.cpu.vmx.mtf_pending = true;
+        return Ok(());
+    }
+    let event = Injected {
+        vector: info as u8,
+        kind,
+        error_code: (info & super::exit::HAS_ERROR != 0).then_some(code),
+        length,
+    };
+    interrupt::inject(x, event)
+}

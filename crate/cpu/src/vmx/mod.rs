@@ -1,0 +1,167 @@
+//! Virtual-machine extensions (Vol. 3C): VMX operation, the current VMCS, VM entries and VM exits.
+//!
+//! The current VMCS is held as values by field; bytes in guest memory are read by VMPTRLD and
+//! written when it stops being current. Its controls are taken apart once per VM entry.
+
+mod checks;
+pub(crate) mod entry;
+pub(crate) mod ept;
+pub(crate) mod exit;
+pub(crate) mod intercept;
+mod memory;
+pub(crate) mod operation;
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+
+use hypernest_vmcs::{Caps, Field, Layout, Vmcs, exit as exit_controls, pin, proc1, proc2};
+
+/// What a machine's VMX offers: capability MSRs, and the layout of a VMCS in guest memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VmxProfile {
+    /// Values of IA32_VMX_BASIC and those that follow.
+    pub caps: Caps,
+    /// Layout whose revision identifier IA32_VMX_BASIC advertises.
+    pub layout: Layout,
+}
+
+/// VMX as a vCPU has it while it runs.
+pub(crate) struct Vmx {
+    /// `None` where the machine has no VMX.
+    pub profile: Option<Arc<VmxProfile>>,
+    /// Address given to VMXON: in VMX operation.
+    pub region: Option<u64>,
+    /// In VMX non-root operation: a guest executes.
+    pub non_root: bool,
+    /// Current-VMCS pointer.
+    pub current: Option<u64>,
+    /// The current VMCS; of no meaning without one.
+    pub vmcs: Box<Vmcs>,
+    /// Controls of the guest that executes.
+    pub controls: Controls,
+    /// The VM exit that a [`crate::trap::Trap::VmExit`] stands for.
+    pub exit: exit::Exit,
+    /// The event whose delivery is under way, in the form of the IDT-vectoring information field,
+    /// and its error code.
+    pub vectoring: Option<(u32, u32)>,
+    /// Length of the instruction that the event under way came from.
+    pub vectoring_length: u32,
+    /// The VM entry just made has an event to inject before the first guest instruction.
+    pub inject: bool,
+    /// The VM entry just made delivers a pending MTF exit without executing an instruction.
+    pub mtf_pending: bool,
+    /// The exit under way is that of an NMI: after it, further ones are blocked.
+    pub nmi_exit: bool,
+    /// NMIs are virtually blocked (virtual NMIs).
+    pub virtual_nmi_blocking: bool,
+    /// Tick at which the VMX-preemption timer reaches zero.
+    pub preemption_deadline: Option<u64>,
+}
+
+/// The controls of a running guest, read often.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Controls {
+    pub pin: u32,
+    pub proc1: u32,
+    /// Zero unless activated.
+    pub proc2: u32,
+    pub exit: u32,
+    pub exceptions: u32,
+    /// What to add to the TSC.
+    pub tsc_offset: u64,
+    /// EPT pointer, where EPT is enabled.
+    pub eptp: Option<u64>,
+    /// VPID; zero where not enabled.
+    pub vpid: u16,
+}
+
+impl Controls {
+    pub fn new(vmcs: &Vmcs) -> Controls {
+        let word = |field| vmcs.get(field) as u32;
+        let proc1_controls = word(Field::CPU_BASED_VM_EXEC_CONTROL);
+        let proc2_controls = if proc1_controls & proc1::ACTIVATE_SECONDARY_CONTROLS != 0 {
+            word(Field::SECONDARY_VM_EXEC_CONTROL)
+        } else {
+            0
+        };
+        let has = |bit| proc2_controls & bit != 0;
+        Controls {
+            pin: word(Field::PIN_BASED_VM_EXEC_CONTROL),
+            proc1: proc1_controls,
+            proc2: proc2_controls,
+            exit: word(Field::VM_EXIT_CONTROLS),
+            exceptions: word(Field::EXCEPTION_BITMAP),
+            tsc_offset: if proc1_controls & proc1::USE_TSC_OFFSETTING != 0 {
+                vmcs.get(Field::TSC_OFFSET)
+            } else {
+                0
+            },
+            eptp: has(proc2::ENABLE_EPT).then(|| vmcs.get(Field::EPT_POINTER)),
+            vpid: if has(proc2::ENABLE_VPID) {
+                vmcs.get(Field::VIRTUAL_PROCESSOR_ID) as u16
+            } else {
+                0
+            },
+        }
+    }
+
+    pub fn pin(&self, bit: u32) -> bool {
+        self.pin & bit != 0
+    }
+    pub fn proc1(&self, bit: u32) -> bool {
+        self.proc1 & bit != 0
+    }
+    pub fn proc2(&self, bit: u32) -> bool {
+        self.proc2 & bit != 0
+    }
+    pub fn exit(&self, bit: u32) -> bool {
+        self.exit & bit != 0
+    }
+    pub fn unrestricted(&self) -> bool {
+        self.proc2(proc2::UNRESTRICTED_GUEST)
+    }
+    pub fn virtual_nmis(&self) -> bool {
+        self.pin(pin::VIRTUAL_NMIS)
+    }
+    pub fn acknowledges(&self) -> bool {
+        self.exit(exit_controls::ACKNOWLEDGE_INTERRUPT_ON_EXIT)
+    }
+}
+
+impl Vmx {
+    pub fn new(profile: Option<Arc<VmxProfile>>) -> Vmx {
+        Vmx {
+            profile,
+            region: None,
+            non_root: false,
+            current: None,
+            vmcs: Box::new(Vmcs::new()),
+            controls: Controls::default(),
+            exit: exit::Exit::default(),
+            vectoring: None,
+            vectoring_length: 0,
+            inject: false,
+            mtf_pending: false,
+            nmi_exit: false,
+            virtual_nmi_blocking: false,
+            preemption_deadline: None,
+        }
+    }
+
+    /// The monitor trap flag is on.
+    pub fn traps_each_instruction(&self) -> bool {
+        self.non_root && self.controls.proc1(proc1::MONITOR_TRAP_FLAG)
+    }
+
+    /// Whether a field exists: the layout has room for it.
+    pub fn has_field(&self, field: Field) -> bool {
+        self.profile
+            .as_ref()
+            .is_some_and(|profile| profile.layout.holds(field))
+    }
+
+    /// Capability MSRs. `None` where there is no VMX.
+    pub fn caps(&self) -> Option<&Caps> {
+        self.profile.as_ref().map(|profile| &profile.caps)
+    }
+}
