@@ -32,10 +32,10 @@ pub(super) const ROWS: &[EntryCheck] = &[
     }),
     // Bitmaps.
     exec("C006", &[PROC1, Field::IO_BITMAP_A], |e| {
-        when(e.proc1(proc1::USE_IO_BITMAPS), e.page(Field::IO_BITMAP_A))
+        when(e.proc1(proc1::USE_I_O_BITMAPS), e.page(Field::IO_BITMAP_A))
     }),
     exec("C007", &[PROC1, Field::IO_BITMAP_B], |e| {
-        when(e.proc1(proc1::USE_IO_BITMAPS), e.page(Field::IO_BITMAP_B))
+        when(e.proc1(proc1::USE_I_O_BITMAPS), e.page(Field::IO_BITMAP_B))
     }),
     exec("C008", &[PROC1, Field::MSR_BITMAP], |e| {
         when(e.proc1(proc1::USE_MSR_BITMAPS), e.page(Field::MSR_BITMAP))

@@ -2,10 +2,8 @@
 
 use alloc::format;
 use alloc::string::String;
-use core::fmt::Write as _;
 
-use super::{EntryCheck, EntryCtx, Failure};
-use crate::CHECK_ROWS;
+use super::{CHECK_ROWS, EntryCheck, EntryCtx, Failure};
 
 /// The row's id, its condition in words, where the SDM states it, and the values that it read.
 pub fn explain(check: &EntryCheck, entry: &EntryCtx) -> String {
@@ -18,8 +16,9 @@ pub fn explain(check: &EntryCheck, entry: &EntryCtx) -> String {
     }
     text += &format!(": {}. {}.", outcome(check.failure), check.cite);
     for field in check.fields {
-        // Writing to a string does not fail.
-        let _ = write!(text, " {}={:#x}", field.name(), entry.vmcs.get(*field));
+        text.push(' ');
+        text.extend(field.short_name().chars().map(|c| c.to_ascii_uppercase()));
+        text += &format!("={:#x}", entry.vmcs.get(*field));
     }
     text
 }

@@ -4,13 +4,14 @@
 //! the order of that file, which is the order of SDM Vol. 3C, chapter "VM Entries". A row computes
 //! its rule from the VMCS, the capability MSRs, [`CpuFacts`] and memory; it changes nothing.
 //!
-//! A loop of VMRESUME should not pay for 245 rows. Three ways to pay less, from simple to exact:
+//! A loop of VMRESUME should not pay for 245 rows. Rows stand in seven [`SECTIONS`]; for each field
+//! [`Field::groups`] says which of them have a row that reads it, and [`Vmcs::dirty`] collects that.
+//! So there are three ways to check:
 //!
-//! * [`check_controls`], [`check_host`], [`check_guest`] walk a whole stage.
-//! * [`check_changed`] walks only the sections one of whose [inputs](Section::inputs) is in a set
-//!   of changed fields, and of the others the rows marked [`EntryCheck::always`].
-//! * [`recheck_always`] walks only the rows so marked: enough when no field that any row reads has
-//!   changed since all three stages passed with the same capabilities.
+//! * [`check_controls`], [`check_host`] and [`check_guest`] walk a whole stage.
+//! * [`check_dirty`] walks the dirty sections, and of the others the rows marked
+//!   [`EntryCheck::always`].
+//! * [`recheck_always`] walks only the rows so marked.
 //!
 //! What rows read outside the VMCS and can change between two entries, hence [`EntryCheck::always`]:
 //!
@@ -38,13 +39,15 @@ mod guest_control;
 mod guest_misc;
 mod guest_segments;
 mod host;
+mod rows;
 #[cfg(test)]
 mod tests;
 
 use crate::control::{entry, exit, exit2, pin, proc1, proc2, proc3};
-use crate::{Caps, Field, FieldSet, Vmcs};
+use crate::{Caps, Field, Vmcs};
 
 pub use explain::explain;
+pub use rows::{CHECK_ROWS, CheckRow, Stage};
 
 /// What a VM entry looks at.
 #[derive(Clone, Copy)]
@@ -308,51 +311,57 @@ impl EntryCheck {
     }
 }
 
-/// Neighbouring rows and the union of the fields they read: the unit of [`check_changed`].
+/// Neighbouring rows of one stage: what [`check_dirty`] walks or skips.
 #[derive(Debug)]
 pub struct Section {
+    /// The stage of VM entry.
+    pub stage: Stage,
     /// The rows, in SDM order.
     pub rows: &'static [EntryCheck],
-    /// Every field that one of them reads.
-    pub inputs: FieldSet,
 }
 
 impl Section {
-    const fn of(rows: &'static [EntryCheck]) -> Self {
-        let mut inputs = FieldSet::new();
+    const fn new(stage: Stage, rows: &'static [EntryCheck]) -> Self {
+        Self { stage, rows }
+    }
+}
+
+/// All rows, in the order in which VM entry walks them. A bit of [`Vmcs::dirty`] is a place here.
+pub static SECTIONS: [Section; 7] = [
+    Section::new(Stage::Controls, controls_exec::ROWS),
+    Section::new(Stage::Controls, controls_exit::ROWS),
+    Section::new(Stage::Controls, controls_entry::ROWS),
+    Section::new(Stage::Host, host::ROWS),
+    Section::new(Stage::Guest, guest_control::ROWS),
+    Section::new(Stage::Guest, guest_segments::ROWS),
+    Section::new(Stage::Guest, guest_misc::ROWS),
+];
+
+/// For each field, by its index, the sections that have a row which reads it: a bit for each place
+/// in [`SECTIONS`].
+pub(crate) const fn sections_by_field<const N: usize>() -> [u8; N] {
+    let mut sections = [0; N];
+    let mut place = 0;
+    while place < SECTIONS.len() {
+        let rows = SECTIONS[place].rows;
         let mut row = 0;
         while row < rows.len() {
+            let fields = rows[row].fields;
             let mut field = 0;
-            while field < rows[row].fields.len() {
-                inputs = inputs.with(rows[row].fields[field]);
+            while field < fields.len() {
+                sections[fields[field].index()] |= 1 << place;
                 field += 1;
             }
             row += 1;
         }
-        Self { rows, inputs }
+        place += 1;
     }
+    sections
 }
-
-/// Rows on the controls: VMfailValid 7.
-pub static CONTROLS: [Section; 3] = [
-    Section::of(controls_exec::ROWS),
-    Section::of(controls_exit::ROWS),
-    Section::of(controls_entry::ROWS),
-];
-
-/// Rows on host state: VMfailValid 8.
-pub static HOST: [Section; 1] = [Section::of(host::ROWS)];
-
-/// Rows on guest state: exit 33.
-pub static GUEST: [Section; 3] = [
-    Section::of(guest_control::ROWS),
-    Section::of(guest_segments::ROWS),
-    Section::of(guest_misc::ROWS),
-];
 
 /// All rows, in the order in which VM entry walks them.
 pub fn all() -> impl Iterator<Item = &'static EntryCheck> {
-    sections().flat_map(|section| section.rows)
+    SECTIONS.iter().flat_map(|section| section.rows)
 }
 
 /// The row with this id.
@@ -360,15 +369,19 @@ pub fn by_id(id: &str) -> Option<&'static EntryCheck> {
     all().find(|row| row.id == id)
 }
 
-fn sections() -> impl Iterator<Item = &'static Section> {
-    CONTROLS.iter().chain(&HOST).chain(&GUEST)
-}
-
-fn first_failure(
-    mut rows: impl Iterator<Item = &'static EntryCheck>,
+/// The first row that makes the entry fail, of those that `walks` wants.
+fn walk(
     entry: &EntryCtx,
+    walks: impl Fn(usize, &Section, &EntryCheck) -> bool,
 ) -> Result<(), &'static EntryCheck> {
-    rows.find(|row| row.stops(entry)).map_or(Ok(()), Err)
+    for (place, section) in SECTIONS.iter().enumerate() {
+        for row in section.rows {
+            if walks(place, section, row) && row.stops(entry) {
+                return Err(row);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The checks on VM-execution, VM-exit and VM-entry controls.
@@ -376,7 +389,7 @@ fn first_failure(
 /// # Errors
 /// The first row that fails, in SDM order.
 pub fn check_controls(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
-    first_failure(CONTROLS.iter().flat_map(|section| section.rows), entry)
+    walk(entry, |_, section, _| section.stage == Stage::Controls)
 }
 
 /// The checks on the host-state area.
@@ -384,7 +397,7 @@ pub fn check_controls(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
 /// # Errors
 /// The first row that fails, in SDM order.
 pub fn check_host(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
-    first_failure(HOST.iter().flat_map(|section| section.rows), entry)
+    walk(entry, |_, section, _| section.stage == Stage::Host)
 }
 
 /// The checks on the guest-state area.
@@ -392,23 +405,19 @@ pub fn check_host(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
 /// # Errors
 /// The first row that fails, in SDM order.
 pub fn check_guest(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
-    first_failure(GUEST.iter().flat_map(|section| section.rows), entry)
+    walk(entry, |_, section, _| section.stage == Stage::Guest)
 }
 
-/// All checks that can have changed since all passed: those of sections that read a field in
-/// `changed`, and those marked [`EntryCheck::always`].
+/// All checks of the three stages that can have another verdict than when all of them last passed
+/// and [`Vmcs::dirty`] was cleared.
 ///
-/// `changed` is what VMWRITE and the VM exit have written since.
+/// Clear it only when this passes.
 ///
 /// # Errors
-/// The first row that fails, in SDM order. As long as an entry has not passed, `changed` must stay.
-pub fn check_changed(entry: &EntryCtx, changed: &FieldSet) -> Result<(), &'static EntryCheck> {
-    for section in sections() {
-        let whole = section.inputs.intersects(changed);
-        let rows = section.rows.iter().filter(|row| whole || row.always);
-        first_failure(rows, entry)?;
-    }
-    Ok(())
+/// The first row that fails, in SDM order.
+pub fn check_dirty(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
+    let dirty = entry.vmcs.dirty;
+    walk(entry, |place, _, row| dirty >> place & 1 != 0 || row.always)
 }
 
 /// The checks that can fail although no field has changed since all passed.
@@ -416,7 +425,7 @@ pub fn check_changed(entry: &EntryCtx, changed: &FieldSet) -> Result<(), &'stati
 /// # Errors
 /// The first row that fails, in SDM order.
 pub fn recheck_always(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
-    check_changed(entry, &FieldSet::new())
+    walk(entry, |_, _, row| row.always)
 }
 
 // ------------------------------------------------------------------ words the rows are written in

@@ -39,11 +39,11 @@ pub const CASES: &[Case] = &[
     c("C004", |w| w.proc3(1 << 63)),
     c("C005", |w| w.set(Field::CR3_TARGET_COUNT, 5)),
     c("C006", |w| {
-        w.on(PROC1, proc1::USE_IO_BITMAPS)
+        w.on(PROC1, proc1::USE_I_O_BITMAPS)
             .set(Field::IO_BITMAP_A, 0x1800)
     }),
     c("C007", |w| {
-        w.on(PROC1, proc1::USE_IO_BITMAPS)
+        w.on(PROC1, proc1::USE_I_O_BITMAPS)
             .set(Field::IO_BITMAP_B, BEYOND)
     }),
     c("C008", |w| {
