@@ -377,6 +377,13 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                     store::<$w>(ram, offset, r)
                 }};
             }
+            // As computed on operands of width $w, without flags.
+            macro_rules! quiet {
+                ($w:ty, $b:expr, |$x:ident, $y:ident| $result:expr) => {{
+                    let ($x, $y) = (get(cpu, op.dst) as $w, $b as $w);
+                    put::<$w>(cpu, op.dst, $result as u64)
+                }};
+            }
             macro_rules! shift_by {
                 ($w:ty, $kind:expr, $count:expr) => {{
                     let count = $count as u32 & (<$w>::BITS - 1);
@@ -784,6 +791,30 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                     let r = !get(cpu, op.dst);
                     put::<u64>(cpu, op.dst, r)
                 }
+                Code::QuietAddRr32 => quiet!(u32, get(cpu, op.src), |a, b| a.wrapping_add(b)),
+                Code::QuietAddRr64 => quiet!(u64, get(cpu, op.src), |a, b| a.wrapping_add(b)),
+                Code::QuietAddRi32 => quiet!(u32, op.imm, |a, b| a.wrapping_add(b)),
+                Code::QuietAddRi64 => quiet!(u64, op.imm, |a, b| a.wrapping_add(b)),
+                Code::QuietSubRr32 => quiet!(u32, get(cpu, op.src), |a, b| a.wrapping_sub(b)),
+                Code::QuietSubRr64 => quiet!(u64, get(cpu, op.src), |a, b| a.wrapping_sub(b)),
+                Code::QuietOrRr32 => quiet!(u32, get(cpu, op.src), |a, b| a | b),
+                Code::QuietOrRr64 => quiet!(u64, get(cpu, op.src), |a, b| a | b),
+                Code::QuietOrRi32 => quiet!(u32, op.imm, |a, b| a | b),
+                Code::QuietOrRi64 => quiet!(u64, op.imm, |a, b| a | b),
+                Code::QuietAndRr32 => quiet!(u32, get(cpu, op.src), |a, b| a & b),
+                Code::QuietAndRr64 => quiet!(u64, get(cpu, op.src), |a, b| a & b),
+                Code::QuietAndRi32 => quiet!(u32, op.imm, |a, b| a & b),
+                Code::QuietAndRi64 => quiet!(u64, op.imm, |a, b| a & b),
+                Code::QuietXorRr32 => quiet!(u32, get(cpu, op.src), |a, b| a ^ b),
+                Code::QuietXorRr64 => quiet!(u64, get(cpu, op.src), |a, b| a ^ b),
+                Code::QuietXorRi32 => quiet!(u32, op.imm, |a, b| a ^ b),
+                Code::QuietXorRi64 => quiet!(u64, op.imm, |a, b| a ^ b),
+                Code::QuietShlRi32 => quiet!(u32, op.imm, |a, b| a << (b & 31)),
+                Code::QuietShlRi64 => quiet!(u64, op.imm, |a, b| a << (b & 63)),
+                Code::QuietShrRi32 => quiet!(u32, op.imm, |a, b| a >> (b & 31)),
+                Code::QuietShrRi64 => quiet!(u64, op.imm, |a, b| a >> (b & 63)),
+                Code::QuietSarRi32 => quiet!(u32, op.imm, |a, b| a as i32 >> (b & 31)),
+                Code::QuietSarRi64 => quiet!(u64, op.imm, |a, b| a as i64 >> (b & 63)),
                 Code::ShlRi32 => shift_by!(u32, 0, op.imm),
                 Code::ShlRi64 => shift_by!(u64, 0, op.imm),
                 Code::ShrRi32 => shift_by!(u32, 1, op.imm),

@@ -24,6 +24,7 @@ mod model;
 mod operand;
 mod paging;
 mod processor;
+mod quiet;
 mod ram;
 mod save;
 mod seg;

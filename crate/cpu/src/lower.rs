@@ -8,6 +8,7 @@ use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind, Register};
 use crate::block::Key;
 use crate::mem::canonical;
 use crate::model::Model;
+use crate::quiet::quieten;
 use crate::vcpu::{CodeSize, reg};
 
 /// What an operation does. `R` register, `I` immediate, `M` memory, destination first, then the
@@ -281,6 +282,31 @@ pub(crate) enum Code {
     BtRi64,
     BtRr32,
     BtRr64,
+    // Without their flags, which nobody reads: see `quiet`.
+    QuietAddRr32,
+    QuietAddRr64,
+    QuietAddRi32,
+    QuietAddRi64,
+    QuietSubRr32,
+    QuietSubRr64,
+    QuietOrRr32,
+    QuietOrRr64,
+    QuietOrRi32,
+    QuietOrRi64,
+    QuietAndRr32,
+    QuietAndRr64,
+    QuietAndRi32,
+    QuietAndRi64,
+    QuietXorRr32,
+    QuietXorRr64,
+    QuietXorRi32,
+    QuietXorRi64,
+    QuietShlRi32,
+    QuietShlRi64,
+    QuietShrRi32,
+    QuietShrRi64,
+    QuietSarRi32,
+    QuietSarRi64,
     Cdqe,
     Cwde,
     Cdq,
@@ -988,4 +1014,5 @@ pub(crate) fn lower(block: &[Instruction], key: Key, model: &Model, ops: &mut al
             ops.push(op);
         }
     }
+    quieten(&mut ops[first..]);
 }
