@@ -1,0 +1,656 @@
+//! The checks of VM entry on controls, host state and guest state.
+//!
+//! One [`EntryCheck`] for each row of stage controls, host and guest in `data/vmx_checks.csv`, in
+//! the order of that file, which is the order of SDM Vol. 3C, chapter "VM Entries". A row computes
+//! its rule from the VMCS, the capability MSRs, [`CpuFacts`] and memory; it changes nothing.
+//!
+//! A loop of VMRESUME should not pay for 245 rows. Rows stand in seven [`SECTIONS`]; for each field
+//! [`Field::groups`] says which of them have a row that reads it, and [`Vmcs::dirty`] collects that.
+//! So there are three ways to check:
+//!
+//! * [`check_controls`], [`check_host`] and [`check_guest`] walk a whole stage.
+//! * [`check_dirty`] walks the dirty sections, and of the others the rows marked
+//!   [`EntryCheck::always`].
+//! * [`recheck_always`] walks only the rows so marked.
+//!
+//! What rows read outside the VMCS and can change between two entries, hence [`EntryCheck::always`]:
+//!
+//! | rows | read |
+//! |---|---|
+//! | C011 | VTPR, byte 80H of the virtual-APIC page |
+//! | C042 | IA32_RTIT_CTL.TraceEn |
+//! | C077 | SEAM operation |
+//! | C051, C069, G113, G123, G124, G131 and C072..C076 | whether the processor is in SMM |
+//! | C072..C076, G131 | the VMXON pointer, the executive VMCS |
+//! | H029, H030 | IA32_EFER.LMA |
+//! | G121, G122 | the first four bytes of the VMCS that the link pointer names |
+//! | G123 | the current-VMCS pointer |
+//! | G125..G128 | without EPT, the PDPTEs in memory |
+//!
+//! Everything else outside the VMCS is what the processor *is* ([`Caps`] and the first part of
+//! [`CpuFacts`]). A caller that changes it between entries (another CPUID model, restricted
+//! capability MSRs) walks all stages again.
+
+mod controls_entry;
+mod controls_exec;
+mod controls_exit;
+mod explain;
+mod guest_control;
+mod guest_misc;
+mod guest_segments;
+mod host;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use crate::control::{entry, exit, exit2, pin, proc1, proc2, proc3};
+use crate::{Caps, Field, Vmcs};
+
+pub use explain::explain;
+pub use rows::{CHECK_ROWS, CheckRow, Stage};
+
+/// What a VM entry looks at.
+#[derive(Clone, Copy)]
+pub struct EntryCtx<'a> {
+    /// The current VMCS.
+    pub vmcs: &'a Vmcs,
+    /// The VMX capability MSRs.
+    pub caps: &'a Caps,
+    /// What rules need of the logical processor.
+    pub cpu: CpuFacts,
+    /// Guest-physical memory, and what the machine knows of the VMCS regions in it.
+    pub memory: &'a dyn PeekMemory,
+}
+
+/// What the rules need to know of the logical processor that executes VMLAUNCH or VMRESUME.
+///
+/// The first part is what the processor is and holds for its life. The second is its state at the
+/// entry; rows that read it are marked [`EntryCheck::always`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuFacts {
+    /// Physical-address width, CPUID 80000008H EAX[7:0], less the key-id bits of TME.
+    pub physical_bits: u8,
+    /// Linear-address width: 48, or 57 with 5-level paging.
+    pub linear_bits: u8,
+    /// Bits of IA32_EFER that are not reserved, LMA included.
+    pub efer: u64,
+    /// Bits of IA32_DEBUGCTL that are not reserved.
+    pub debugctl: u64,
+    /// Bits of IA32_PERF_GLOBAL_CTRL that are not reserved.
+    pub perf_global_ctrl: u64,
+    /// Bits of IA32_RTIT_CTL that are not reserved.
+    pub rtit_ctl: u64,
+    /// Bits of IA32_LBR_CTL that are not reserved.
+    pub lbr_ctl: u64,
+    /// Bits of IA32_SPEC_CTRL that are not reserved.
+    pub spec_ctrl: u64,
+    /// Linear-address masking: CR3 bits 62:61 are not reserved.
+    pub lam: bool,
+    /// SGX: interruptibility bit 4 exists.
+    pub sgx: bool,
+    /// RTM: pending-debug bit 16 exists.
+    pub rtm: bool,
+    /// OS bus-lock detection: pending-debug bit 11 exists.
+    pub bus_lock_debug: bool,
+    /// FRED: an event of type 7 with vector 1 or 2 can be injected.
+    pub fred: bool,
+
+    /// IA32_EFER.LMA: the processor is in IA-32e mode.
+    pub long_mode: bool,
+    /// In system-management mode.
+    pub smm: bool,
+    /// In SEAM VMX root operation.
+    pub seam: bool,
+    /// IA32_RTIT_CTL.TraceEn.
+    pub tracing: bool,
+    /// The current-VMCS pointer.
+    pub current_vmcs: u64,
+    /// The VMXON pointer.
+    pub vmxon: u64,
+}
+
+/// Guest-physical memory as VM entry sees it: reads without side effects.
+///
+/// `None` stands for an address that no memory answers. The bus then returns all ones, and that is
+/// what the rules go on with.
+pub trait PeekMemory {
+    /// Four bytes at `gpa`, which is aligned.
+    fn read_u32(&self, gpa: u64) -> Option<u32>;
+
+    /// Eight bytes at `gpa`, which is aligned.
+    fn read_u64(&self, gpa: u64) -> Option<u64>;
+
+    /// Whether a VMCS region whose bits 30:0 are `revision` is one this processor takes.
+    ///
+    /// One identifier on silicon; here each one that is mapped to a layout.
+    fn accepts_revision(&self, revision: u32) -> bool;
+
+    /// PDPTE `index` (0..4) of the table that `cr3` names, for a guest without EPT.
+    ///
+    /// Override it to pass entries that were loaded elsewhere, so that the entry loads what was
+    /// checked.
+    fn pdpte(&self, cr3: u64, index: u8) -> Option<u64> {
+        self.read_u64((cr3 & 0xffff_ffe0) + 8 * u64::from(index))
+    }
+
+    /// The VMCS at `gpa`, if the machine holds one: the executive VMCS of a return from SMM.
+    fn vmcs_at(&self, _gpa: u64) -> Option<&Vmcs> {
+        None
+    }
+}
+
+/// What a row says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The rule holds.
+    Holds,
+    /// The rule is broken.
+    Fails,
+    /// The condition that makes the rule apply does not hold.
+    NotReached,
+}
+
+impl From<bool> for Verdict {
+    fn from(holds: bool) -> Self {
+        if holds { Self::Holds } else { Self::Fails }
+    }
+}
+
+/// What happens when a row fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Failure {
+    /// VMfailInvalid.
+    VmfailInvalid,
+    /// VMfailValid with this VM-instruction error.
+    VmfailValid(u8),
+    /// VM-entry failure due to invalid guest state.
+    Exit33 {
+        /// Exit qualification.
+        qualification: u8,
+    },
+    /// VM-entry failure due to MSR loading. The qualification is the number of the list entry.
+    Exit34,
+    /// Nothing: a rule for software that the processor does not check.
+    Unchecked,
+}
+
+/// The section of the SDM that a row is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// VM-execution control fields.
+    ExecControls,
+    /// VM-exit control fields.
+    ExitControls,
+    /// VM-entry control fields.
+    EntryControls,
+    /// What only an entry that returns from SMM checks.
+    ReturnFromSmm,
+    /// Host control registers, MSRs and SSP.
+    HostControl,
+    /// Host segment and descriptor-table registers.
+    HostSegments,
+    /// Host fields that depend on the address-space size.
+    AddressSpace,
+    /// Guest control registers, debug registers and MSRs.
+    GuestControl,
+    /// Guest segment registers.
+    GuestSegments,
+    /// Guest GDTR and IDTR.
+    GuestTables,
+    /// Guest RIP, RFLAGS and SSP.
+    GuestRip,
+    /// Activity, interruptibility, pending debug exceptions, link pointer.
+    GuestNonRegister,
+    /// Guest page-directory-pointer-table entries.
+    GuestPdptes,
+}
+
+impl Group {
+    /// Where the SDM has these rules: volume and section title.
+    pub const fn cite(self) -> &'static str {
+        match self {
+            Self::ExecControls => "SDM Vol. 3C, \"VM-Execution Control Fields\" (checks)",
+            Self::ExitControls => "SDM Vol. 3C, \"VM-Exit Control Fields\" (checks)",
+            Self::EntryControls => "SDM Vol. 3C, \"VM-Entry Control Fields\" (checks)",
+            Self::ReturnFromSmm => "SDM Vol. 3C, \"VM Entries That Return from SMM\"",
+            Self::HostControl => {
+                "SDM Vol. 3C, \"Checks on Host Control Registers, MSRs, and SSP\""
+            }
+            Self::HostSegments => {
+                "SDM Vol. 3C, \"Checks on Host Segment and Descriptor-Table Registers\""
+            }
+            Self::AddressSpace => "SDM Vol. 3C, \"Checks Related to Address-Space Size\"",
+            Self::GuestControl => {
+                "SDM Vol. 3C, \"Checks on Guest Control Registers, Debug Registers, and MSRs\""
+            }
+            Self::GuestSegments => "SDM Vol. 3C, \"Checks on Guest Segment Registers\"",
+            Self::GuestTables => "SDM Vol. 3C, \"Checks on Guest Descriptor-Table Registers\"",
+            Self::GuestRip => "SDM Vol. 3C, \"Checks on Guest RIP, RFLAGS, and SSP\"",
+            Self::GuestNonRegister => "SDM Vol. 3C, \"Checks on Guest Non-Register State\"",
+            Self::GuestPdptes => {
+                "SDM Vol. 3C, \"Checks on Guest Page-Directory-Pointer-Table Entries\""
+            }
+        }
+    }
+}
+
+/// One check of VM entry. `id` is stable: traces, the page and tests name it.
+#[derive(Debug)]
+pub struct EntryCheck {
+    /// The row of `vmx_checks.csv`.
+    pub id: &'static str,
+    /// Where the SDM states the rule.
+    pub cite: &'static str,
+    /// The section the rule is from.
+    pub group: Group,
+    /// What its failure leads to.
+    pub failure: Failure,
+    /// It reads memory, or state of the processor, that can change while the VMCS does not.
+    pub always: bool,
+    /// Every field of the VMCS that the row reads, those that decide whether it applies included.
+    pub fields: &'static [Field],
+    /// The rule itself.
+    pub check: fn(&EntryCtx) -> Verdict,
+}
+
+impl EntryCheck {
+    /// A row of the group, with the group's usual failure.
+    const fn new(
+        group: Group,
+        id: &'static str,
+        fields: &'static [Field],
+        check: fn(&EntryCtx) -> Verdict,
+    ) -> Self {
+        let failure = match group {
+            Group::ExecControls
+            | Group::ExitControls
+            | Group::EntryControls
+            | Group::ReturnFromSmm => Failure::VmfailValid(7),
+            Group::HostControl | Group::HostSegments | Group::AddressSpace => {
+                Failure::VmfailValid(8)
+            }
+            Group::GuestPdptes => Failure::Exit33 { qualification: 2 },
+            _ => Failure::Exit33 { qualification: 0 },
+        };
+        Self {
+            id,
+            cite: group.cite(),
+            group,
+            failure,
+            always: false,
+            fields,
+            check,
+        }
+    }
+
+    /// The row, with another failure.
+    const fn or(mut self, failure: Failure) -> Self {
+        self.failure = failure;
+        self
+    }
+
+    /// The row, marked [`always`](Self::always).
+    const fn always(mut self) -> Self {
+        self.always = true;
+        self
+    }
+
+    /// The verdict in this entry: an entry that returns from SMM does not check the VM-execution
+    /// controls of the current VMCS.
+    pub fn verdict(&self, entry: &EntryCtx) -> Verdict {
+        if matches!(self.group, Group::ExecControls) && entry.returns_from_smm() {
+            return Verdict::NotReached;
+        }
+        (self.check)(entry)
+    }
+
+    /// Whether it makes this entry fail.
+    fn stops(&self, entry: &EntryCtx) -> bool {
+        self.failure != Failure::Unchecked && self.verdict(entry) == Verdict::Fails
+    }
+}
+
+/// Neighbouring rows of one stage: what [`check_dirty`] walks or skips.
+#[derive(Debug)]
+pub struct Section {
+    /// The stage of VM entry.
+    pub stage: Stage,
+    /// The rows, in SDM order.
+    pub rows: &'static [EntryCheck],
+}
+
+impl Section {
+    const fn new(stage: Stage, rows: &'static [EntryCheck]) -> Self {
+        Self { stage, rows }
+    }
+}
+
+/// All rows, in the order in which VM entry walks them. A bit of [`Vmcs::dirty`] is a place here.
+pub static SECTIONS: [Section; 7] = [
+    Section::new(Stage::Controls, controls_exec::ROWS),
+    Section::new(Stage::Controls, controls_exit::ROWS),
+    Section::new(Stage::Controls, controls_entry::ROWS),
+    Section::new(Stage::Host, host::ROWS),
+    Section::new(Stage::Guest, guest_control::ROWS),
+    Section::new(Stage::Guest, guest_segments::ROWS),
+    Section::new(Stage::Guest, guest_misc::ROWS),
+];
+
+/// For each field, by its index, the sections that have a row which reads it: a bit for each place
+/// in [`SECTIONS`].
+pub(crate) const fn sections_by_field<const N: usize>() -> [u8; N] {
+    let mut sections = [0; N];
+    let mut place = 0;
+    while place < SECTIONS.len() {
+        let rows = SECTIONS[place].rows;
+        let mut row = 0;
+        while row < rows.len() {
+            let fields = rows[row].fields;
+            let mut field = 0;
+            while field < fields.len() {
+                sections[fields[field].index()] |= 1 << place;
+                field += 1;
+            }
+            row += 1;
+        }
+        place += 1;
+    }
+    sections
+}
+
+/// All rows, in the order in which VM entry walks them.
+pub fn all() -> impl Iterator<Item = &'static EntryCheck> {
+    SECTIONS.iter().flat_map(|section| section.rows)
+}
+
+/// The row with this id.
+pub fn by_id(id: &str) -> Option<&'static EntryCheck> {
+    all().find(|row| row.id == id)
+}
+
+/// The first row that makes the entry fail, of those that `walks` wants.
+fn walk(
+    entry: &EntryCtx,
+    walks: impl Fn(usize, &Section, &EntryCheck) -> bool,
+) -> Result<(), &'static EntryCheck> {
+    for (place, section) in SECTIONS.iter().enumerate() {
+        for row in section.rows {
+            if walks(place, section, row) && row.stops(entry) {
+                return Err(row);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The checks on VM-execution, VM-exit and VM-entry controls.
+///
+/// # Errors
+/// The first row that fails, in SDM order.
+pub fn check_controls(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
+    walk(entry, |_, section, _| section.stage == Stage::Controls)
+}
+
+/// The checks on the host-state area.
+///
+/// # Errors
+/// The first row that fails, in SDM order.
+pub fn check_host(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
+    walk(entry, |_, section, _| section.stage == Stage::Host)
+}
+
+/// The checks on the guest-state area.
+///
+/// # Errors
+/// The first row that fails, in SDM order.
+pub fn check_guest(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
+    walk(entry, |_, section, _| section.stage == Stage::Guest)
+}
+
+/// All checks of the three stages that can have another verdict than when all of them last passed
+/// and [`Vmcs::dirty`] was cleared.
+///
+/// Clear it only when this passes.
+///
+/// # Errors
+/// The first row that fails, in SDM order.
+pub fn check_dirty(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
+    let dirty = entry.vmcs.dirty;
+    walk(entry, |place, _, row| dirty >> place & 1 != 0 || row.always)
+}
+
+/// The checks that can fail although no field has changed since all passed.
+///
+/// # Errors
+/// The first row that fails, in SDM order.
+pub fn recheck_always(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
+    walk(entry, |_, _, row| row.always)
+}
+
+// ------------------------------------------------------------------ words the rows are written in
+
+const PIN: Field = Field::PIN_BASED_VM_EXEC_CONTROL;
+const PROC1: Field = Field::CPU_BASED_VM_EXEC_CONTROL;
+const PROC2: Field = Field::SECONDARY_VM_EXEC_CONTROL;
+const PROC3: Field = Field::TERTIARY_VM_EXEC_CONTROL;
+const EXIT: Field = Field::VM_EXIT_CONTROLS;
+const EXIT2: Field = Field::SECONDARY_VM_EXIT_CONTROLS;
+const ENTRY: Field = Field::VM_ENTRY_CONTROLS;
+const INJECTION: Field = Field::VM_ENTRY_INTR_INFO_FIELD;
+
+const CR0_PE: u64 = 1 << 0;
+const CR0_WP: u64 = 1 << 16;
+const CR0_NW: u64 = 1 << 29;
+const CR0_CD: u64 = 1 << 30;
+const CR0_PG: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+const CR4_PCIDE: u64 = 1 << 17;
+const CR4_CET: u64 = 1 << 23;
+const CR4_FRED: u64 = 1 << 32;
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+const RFLAGS_TF: u64 = 1 << 8;
+const RFLAGS_IF: u64 = 1 << 9;
+const RFLAGS_IOPL: u64 = 3 << 12;
+const RFLAGS_VM: u64 = 1 << 17;
+
+/// The rule `holds` if it applies.
+fn when(applies: bool, holds: bool) -> Verdict {
+    if applies {
+        holds.into()
+    } else {
+        Verdict::NotReached
+    }
+}
+
+/// Types of an event that VM entry injects: SDM Vol. 3C, "VM-Entry Controls for Event Injection".
+mod event {
+    pub const EXTERNAL_INTERRUPT: u8 = 0;
+    pub const RESERVED: u8 = 1;
+    pub const NMI: u8 = 2;
+    pub const HARDWARE_EXCEPTION: u8 = 3;
+    pub const SOFTWARE_INTERRUPT: u8 = 4;
+    pub const PRIVILEGED_SOFTWARE_EXCEPTION: u8 = 5;
+    pub const SOFTWARE_EXCEPTION: u8 = 6;
+    pub const OTHER: u8 = 7;
+}
+
+/// The VM-entry interruption information, if its valid bit is set.
+#[derive(Clone, Copy)]
+struct Injection {
+    info: u32,
+}
+
+impl Injection {
+    fn vector(self) -> u8 {
+        self.info as u8
+    }
+
+    fn kind(self) -> u8 {
+        (self.info >> 8 & 7) as u8
+    }
+
+    fn is(self, kind: u8) -> bool {
+        self.kind() == kind
+    }
+
+    fn has_error_code(self) -> bool {
+        self.info & 1 << 11 != 0
+    }
+}
+
+impl EntryCtx<'_> {
+    fn get(&self, field: Field) -> u64 {
+        self.vmcs.get(field)
+    }
+
+    fn get32(&self, field: Field) -> u32 {
+        self.get(field) as u32
+    }
+
+    fn pin(&self, bit: u32) -> bool {
+        self.get32(PIN) & bit != 0
+    }
+
+    fn proc1(&self, bit: u32) -> bool {
+        self.get32(PROC1) & bit != 0
+    }
+
+    /// Secondary controls count as 0 unless activated.
+    fn proc2(&self, bit: u32) -> bool {
+        self.proc1(proc1::ACTIVATE_SECONDARY_CONTROLS) && self.get32(PROC2) & bit != 0
+    }
+
+    /// Tertiary controls count as 0 unless activated.
+    fn proc3(&self, bit: u64) -> bool {
+        self.proc1(proc1::ACTIVATE_TERTIARY_CONTROLS) && self.get(PROC3) & bit != 0
+    }
+
+    fn exit(&self, bit: u32) -> bool {
+        self.get32(EXIT) & bit != 0
+    }
+
+    /// Secondary VM-exit controls count as 0 unless activated.
+    fn exit2(&self, bit: u64) -> bool {
+        self.exit(exit::ACTIVATE_SECONDARY_CONTROLS) && self.get(EXIT2) & bit != 0
+    }
+
+    fn entry(&self, bit: u32) -> bool {
+        self.get32(ENTRY) & bit != 0
+    }
+
+    fn ept(&self) -> bool {
+        self.proc2(proc2::ENABLE_EPT)
+    }
+
+    fn unrestricted(&self) -> bool {
+        self.proc2(proc2::UNRESTRICTED_GUEST)
+    }
+
+    fn host64(&self) -> bool {
+        self.exit(exit::HOST_ADDRESS_SPACE_SIZE)
+    }
+
+    fn guest64(&self) -> bool {
+        self.entry(entry::IA_32E_MODE_GUEST)
+    }
+
+    fn v8086(&self) -> bool {
+        self.get(Field::GUEST_RFLAGS) & RFLAGS_VM != 0
+    }
+
+    fn guest_cr4(&self, bit: u64) -> bool {
+        self.get(Field::GUEST_CR4) & bit != 0
+    }
+
+    /// The event to inject.
+    fn injection(&self) -> Option<Injection> {
+        let info = self.get32(INJECTION);
+        (info >> 31 != 0).then_some(Injection { info })
+    }
+
+    /// An event of this type is to be injected.
+    fn injects(&self, kind: u8) -> bool {
+        self.injection().is_some_and(|event| event.is(kind))
+    }
+
+    /// The entry leaves SMM: it is executed there and is not one to SMM.
+    fn returns_from_smm(&self) -> bool {
+        self.cpu.smm && !self.entry(entry::ENTRY_TO_SMM)
+    }
+
+    /// Bits of an address at and above the processor's physical width.
+    fn beyond_physical(&self, address: u64) -> u64 {
+        address
+            .checked_shr(self.cpu.physical_bits.into())
+            .unwrap_or(0)
+    }
+
+    /// The address can be that of a VMX structure: within the physical width, and within 32 bits
+    /// where IA32_VMX_BASIC says so.
+    fn physical(&self, address: u64) -> bool {
+        self.beyond_physical(address) == 0 && !(self.caps.basic >> 48 & 1 != 0 && address >> 32 != 0)
+    }
+
+    /// As [`physical`](Self::physical), and a multiple of `align`.
+    fn aligned(&self, address: u64, align: u64) -> bool {
+        address & (align - 1) == 0 && self.physical(address)
+    }
+
+    /// The field is the address of a page.
+    fn page(&self, field: Field) -> bool {
+        self.aligned(self.get(field), 0x1000)
+    }
+
+    /// Bits at and above the linear width, and the bit below, are identical.
+    fn canonical(&self, address: u64) -> bool {
+        let unused = 64 - u32::from(self.cpu.linear_bits);
+        (((address << unused) as i64) >> unused) as u64 == address
+    }
+
+    /// Bits at and above the linear width are identical. The bit below may differ.
+    fn linear(&self, address: u64) -> bool {
+        let top = (address as i64) >> self.cpu.linear_bits;
+        top == 0 || top == -1
+    }
+
+    /// CR3 has no reserved bit set. CR3 is no VMX structure: its limit is always the physical width.
+    fn cr3(&self, cr3: u64) -> bool {
+        let lam = if self.cpu.lam { 3 << 61 } else { 0 };
+        self.beyond_physical(cr3 & !lam) == 0
+    }
+}
+
+/// A CR0 that obeys the fixed bits. NW and CD are never checked.
+fn cr0_fixed(caps: &Caps, cr0: u64, waived: u64) -> bool {
+    let free = CR0_NW | CR0_CD;
+    let must = caps.cr0_fixed0 & !(free | waived);
+    cr0 & must == must && cr0 & !(caps.cr0_fixed1 | free) == 0
+}
+
+fn cr4_fixed(caps: &Caps, cr4: u64) -> bool {
+    cr4 & caps.cr4_fixed0 == caps.cr4_fixed0 && cr4 & !caps.cr4_fixed1 == 0
+}
+
+/// Each byte is a memory type: UC 0, WC 1, WT 4, WP 5, WB 6, UC- 7.
+fn pat(value: u64) -> bool {
+    value
+        .to_le_bytes()
+        .iter()
+        .all(|kind| matches!(kind, 0 | 1 | 4..=7))
+}
+
+/// S_CET: bits 9:6 are reserved, SUPPRESS (10) and TRACKER (11) exclude each other.
+fn s_cet(value: u64) -> bool {
+    value & 0x3c0 == 0 && value & 0xc00 != 0xc00
+}
+
+/// The seven FRED MSRs that are checked, in the order CONFIG, RSP1..RSP3, SSP1..SSP3.
+fn fred(entry: &EntryCtx, fields: [Field; 7]) -> bool {
+    const RESERVED: [u64; 7] = [0x834, 0x3f, 0x3f, 0x3f, 7, 7, 7];
+    fields.iter().zip(RESERVED).all(|(&field, reserved)| {
+        let value = entry.get(field);
+        value & reserved == 0 && entry.canonical(value)
+    })
+}
