@@ -164,7 +164,7 @@ fn event_exit(vector: u8, kind: u32, error: Option<u16>, qualification: u64) -> 
         event: u32::from(vector) | kind << 8 | has_error | INFO_VALID,
         event_error: u32::from(error.unwrap_or(0)),
         qualification,
-        ..Exit::new(ExitReason::EXCEPTION_OR_NON_MASKABLE_INTERRUPT_NMI)
+        ..Exit::new(ExitReason::EXCEPTION_OR_NMI)
     }
 }
 

@@ -44,6 +44,7 @@ pub use ram::{OutOfRam, PAGE_SIZE, Ram, RamError};
 pub use save::StateError;
 pub use state::{
     Activity, ApicState, FpuState, MsrState, SegmentState, SegmentStates, TableState, VcpuState,
+    VmxState,
 };
 pub use trap::Fault;
 pub use vmx::VmxProfile;

@@ -704,7 +704,7 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
     // In VMX root operation INIT waits.
     if (guest || x.cpu.vmx.region.is_none()) && x.cpu.apic.take_init() {
         if guest {
-            return Err(exit::leave(x.cpu, Exit::new(ExitReason::INIT_SIGNAL)));
+            return Err(exit::leave(x.cpu, Exit::new(ExitReason::INIT)));
         }
         x.cpu.init();
     }
@@ -715,7 +715,7 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
         if guest {
             let exit = Exit {
                 qualification: u64::from(vector),
-                ..Exit::new(ExitReason::START_UP_IPI_SIPI)
+                ..Exit::new(ExitReason::SIPI)
             };
             return Err(exit::leave(x.cpu, exit));
         }
@@ -734,7 +734,7 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
     }
     let expired = x.cpu.vmx.preemption_deadline.is_some_and(|due| due <= x.now);
     if expired {
-        let exit = trap_like(ExitReason::VMX_PREEMPTION_TIMER_EXPIRED);
+        let exit = trap_like(ExitReason::PREEMPTION_TIMER);
         return Err(exit::leave(x.cpu, exit));
     }
     if exit::nmi_window(x.cpu) {

@@ -1,5 +1,7 @@
 //! From the running vCPU to its saved state and back; the state after reset.
 
+use alloc::sync::Arc;
+
 use crate::apic::Apic;
 use crate::flags::{Flags, bit};
 use crate::fpu::Fpu;
@@ -7,9 +9,11 @@ use crate::mem::canonical;
 use crate::model::{Feature, Model};
 use crate::state::{
     Activity, ApicState, FpuState, MsrState, SegmentState, SegmentStates, TableState, VcpuState,
+    VmxState,
 };
 use crate::tlb::Tlb;
 use crate::vcpu::{CodeSize, Vcpu, cr, reg};
+use crate::vmx::{Vmx, VmxProfile};
 
 /// A state that no processor of the model can be in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -132,6 +136,7 @@ impl VcpuState {
             monitor: None,
             random_count: 0,
             apic: ApicState::reset(index),
+            vmx: VmxState::default(),
         }
     }
 
@@ -188,7 +193,7 @@ impl VcpuState {
             "reserved bits, PG without PE, or NW without CD",
         )?;
         ok(
-            self.cr4 & !model.cr4_bits() == 0,
+            self.cr4 & !(model.cr4_bits() | cr::CR4_VMXE) == 0,
             "cr4",
             self.cr4,
             "bits the CPU model lacks",
@@ -309,7 +314,12 @@ impl ApicState {
 
 impl Vcpu {
     /// vCPU `index` of `cpus` after power-up.
-    pub fn new(model: &'static Model, index: u32, cpus: u32) -> Vcpu {
+    pub fn new(
+        model: &'static Model,
+        index: u32,
+        cpus: u32,
+        vmx: Option<Arc<VmxProfile>>,
+    ) -> Vcpu {
         let state = VcpuState::reset(index, model);
         let mut cpu = Vcpu {
             gpr: [0; reg::COUNT],
@@ -348,6 +358,8 @@ impl Vcpu {
             turn_over: false,
             model,
             cpus,
+            after_mov_ss: false,
+            vmx: Vmx::new(vmx),
         };
         cpu.set_state(&state);
         cpu
@@ -392,13 +404,35 @@ impl Vcpu {
             monitor: self.monitor,
             random_count: self.random_count,
             apic: self.apic.save(),
+            vmx: self.vmx.save(),
         }
     }
 
     /// Becomes `state`. The TLB is emptied. On an error nothing has changed.
     pub fn load(&mut self, state: &VcpuState) -> Result<(), StateError> {
         state.check(self.model)?;
+        self.check_vmx(state)?;
         self.set_state(state);
+        Ok(())
+    }
+
+    /// What of a state needs VMX, where there is none.
+    fn check_vmx(&self, state: &VcpuState) -> Result<(), StateError> {
+        let wrong = |register, value, reason| {
+            Err(StateError {
+                register,
+                value,
+                reason,
+            })
+        };
+        if self.vmx.profile.is_none()
+            && (state.cr4 & cr::CR4_VMXE != 0 || state.vmx != VmxState::default())
+        {
+            return wrong("cr4", state.cr4, "VMX, which the machine lacks");
+        }
+        if state.vmx.non_root && (state.vmx.current.is_none() || state.vmx.region.is_none()) {
+            return wrong("vmx.current", 0, "VMX non-root operation without a VMCS");
+        }
         Ok(())
     }
 
@@ -428,12 +462,18 @@ impl Vcpu {
         self.pending_debug = state.pending_debug;
         self.monitor = state.monitor;
         self.random_count = state.random_count;
+        self.vmx.load(&state.vmx);
         let pcid = if self.cr4 & cr::CR4_PCIDE != 0 {
             self.cr3 as u16 & 0xfff
         } else {
             0
         };
-        self.switch_address_space(pcid, false);
+        if self.vmx.non_root {
+            let controls = self.vmx.controls;
+            self.tlb.enter_guest(controls.vpid, controls.eptp, pcid);
+        } else {
+            self.tlb.enter_host(pcid, false);
+        }
         self.flush_tlb();
     }
 
@@ -467,11 +507,11 @@ mod tests {
 
     #[test]
     fn reset_starts_the_first_cpu_at_the_reset_vector_and_parks_the_others() {
-        let first = Vcpu::new(model(), 0, 2);
+        let first = Vcpu::new(model(), 0, 2, None);
         assert_eq!(first.segments[1].base + first.rip, 0xffff_fff0);
         assert_eq!(first.activity, Activity::Active);
         assert_eq!(first.cpl, 0);
-        let second = Vcpu::new(model(), 1, 2).save();
+        let second = Vcpu::new(model(), 1, 2, None).save();
         assert_eq!(second.activity, Activity::WaitForSipi);
         assert_eq!(second.msrs.apic_base & APIC_BASE_BSP, 0);
         assert_eq!(second.apic.id, 1);
@@ -479,7 +519,7 @@ mod tests {
 
     #[test]
     fn a_state_survives_load_and_save() {
-        let mut cpu = Vcpu::new(model(), 0, 1);
+        let mut cpu = Vcpu::new(model(), 0, 1, None);
         let mut state = cpu.save();
         assert_eq!(state, VcpuState::reset(0, model()));
         for (n, register) in state.gpr.iter_mut().enumerate() {
@@ -499,7 +539,7 @@ mod tests {
 
     #[test]
     fn a_state_that_cannot_be_is_refused_and_changes_nothing() {
-        let mut cpu = Vcpu::new(model(), 0, 1);
+        let mut cpu = Vcpu::new(model(), 0, 1, None);
         let before = cpu.save();
         let mut state = before.clone();
         state.rip = 0x8000_0000_0000;
@@ -515,7 +555,7 @@ mod tests {
 
     #[test]
     fn a_start_up_ipi_starts_at_its_page() {
-        let mut cpu = Vcpu::new(model(), 1, 2);
+        let mut cpu = Vcpu::new(model(), 1, 2, None);
         cpu.start_up(0x9f);
         assert_eq!(cpu.activity, Activity::Active);
         assert_eq!(cpu.segments[1].base, 0x9f000);
@@ -526,7 +566,7 @@ mod tests {
 
     #[test]
     fn init_keeps_sse_and_leaves_long_mode() {
-        let mut cpu = Vcpu::new(model(), 1, 2);
+        let mut cpu = Vcpu::new(model(), 1, 2, None);
         cpu.start_up(8);
         let mut state = cpu.save();
         state.cr0 = cr::CR0_PE | cr::CR0_PG | cr::CR0_ET;

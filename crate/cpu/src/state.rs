@@ -1,5 +1,7 @@
 //! The saved state of a vCPU: its own type, lossless, equal field by field.
 
+use alloc::vec::Vec;
+
 use serde::{Deserialize, Serialize};
 
 /// A segment register with its hidden part.
@@ -187,6 +189,31 @@ pub struct ApicState {
     pub extint_pending: bool,
 }
 
+/// VMX operation (Vol. 3C). All zero and `None` where there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmxState {
+    /// VMXON pointer: in VMX operation.
+    pub region: Option<u64>,
+    /// In VMX non-root operation.
+    pub non_root: bool,
+    /// Current-VMCS pointer.
+    pub current: Option<u64>,
+    /// The current VMCS: encodings and values of the fields that are not zero, by encoding.
+    pub fields: Vec<(u32, u64)>,
+    /// Its launch state is "launched".
+    pub launched: bool,
+    /// Its VMX-abort indicator.
+    pub abort: u32,
+    /// The VM entry just made has an event to inject.
+    pub inject: bool,
+    /// An MTF VM exit is pending.
+    pub mtf_pending: bool,
+    /// Virtual NMIs are blocked.
+    pub virtual_nmi_blocking: bool,
+    /// Tick at which the VMX-preemption timer reaches zero.
+    pub preemption_deadline: Option<u64>,
+}
+
 /// Everything a vCPU is, between two instructions. Nothing hidden is left out, so a machine
 /// continues from it on any engine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -239,4 +266,6 @@ pub struct VcpuState {
     pub random_count: u64,
     /// Local APIC.
     pub apic: ApicState,
+    /// Virtual-machine extensions.
+    pub vmx: VmxState,
 }

@@ -92,7 +92,7 @@ pub(crate) mod sel {
 impl Fixture {
     /// Real mode at 0:CODE, with the stack at STACK - 2.
     pub fn real() -> Fixture {
-        let mut cpu = Box::new(Vcpu::new(<&Model>::default(), 0, 1));
+        let mut cpu = Box::new(Vcpu::new(<&Model>::default(), 0, 1, None));
         cpu.set_real_segment(Seg::Cs, 0);
         cpu.rip = CODE;
         cpu.gpr[4] = 0xfffe;

@@ -19,7 +19,7 @@ impl Bench {
     /// vCPU `id`, its APIC enabled in xAPIC mode.
     fn new(id: u32) -> Bench {
         let mut bench = Bench {
-            cpu: Vcpu::new(Default::default(), id, 4),
+            cpu: Vcpu::new(Default::default(), id, 4, None),
             ram: Ram::new(0x1000).unwrap(),
             board: TestBus::default(),
             now: 1000,

@@ -1,6 +1,7 @@
 //! Far JMP, CALL and RET, call gates, IRET (Vol. 2, JMP, CALL, RET, IRET; Vol. 3A, "Privilege
 //! Level Checking When Transferring Program Control Between Code Segments").
 
+use hypernest_vmcs::pin;
 use iced_x86::{Code, Instruction, MemorySize, Mnemonic, OpKind};
 
 use crate::descriptor::{Descriptor, is_null, kind, selector_code};
@@ -380,9 +381,21 @@ pub(super) fn iret(x: &mut Ctx, i: &Instruction) -> Exec {
         return Err(Trap::Unimplemented("IRET in virtual-8086 mode"));
     }
     // NMIs are let in again even where IRET faults.
-    if x.cpu.nmi_blocked {
-        x.cpu.nmi_blocked = false;
-        x.cpu.leave_block = true;
+    let cpu = &mut *x.cpu;
+    let guest = cpu.vmx.non_root;
+    let blocked = if guest && cpu.vmx.controls.virtual_nmis() {
+        Some(&mut cpu.vmx.virtual_nmi_blocking)
+    } else if guest && cpu.vmx.controls.pin(pin::NMI_EXITING) {
+        // NMIs are the hypervisor's, and so is their blocking.
+        None
+    } else {
+        Some(&mut cpu.nmi_blocked)
+    };
+    if let Some(blocked) = blocked
+        && *blocked
+    {
+        *blocked = false;
+        cpu.leave_block = true;
     }
     if x.cpu.protected() && x.cpu.flags.rest & bit::NT != 0 {
         return Err(if x.cpu.long_mode() {

@@ -36,7 +36,7 @@ enum Repeat {
 
 /// Address size (2, 4 or 8) and bytes per element.
 #[derive(Clone, Copy)]
-pub(super) struct Shape {
+pub(crate) struct Shape {
     pub address: usize,
     pub element: usize,
 }
@@ -308,7 +308,7 @@ mod tests {
 
     /// A flat 32-bit processor with data of known content.
     fn machine(limit: u32) -> (Vcpu, Ram) {
-        let mut cpu = Vcpu::new(Default::default(), 0, 1);
+        let mut cpu = Vcpu::new(Default::default(), 0, 1, None);
         let mut ram = Ram::new(0x10000).unwrap();
         for (n, byte) in ram.bytes_mut().iter_mut().enumerate() {
             *byte = (n * 7 + (n >> 8)) as u8;

@@ -1,6 +1,7 @@
 //! VM entries (Vol. 3C, "VM Entries"): checks in the manual's order, the guest state loaded, the
 //! event injected.
 
+use hypernest_vmcs::checks::Failure;
 use hypernest_vmcs::{ExitReason, Field, entry, pin, proc2};
 
 use super::exit::{SEGMENTS, VALID, blocking, entry_failed, load_msrs};
@@ -26,20 +27,23 @@ pub(crate) fn vm_entry(x: &mut Ctx, resume: bool) -> Exec {
         fail(x, error::VMLAUNCH_NOT_CLEAR);
     } else if resume && !launched {
         fail(x, error::VMRESUME_NOT_LAUNCHED);
-    } else if checks::controls(x).is_err() {
-        fail(x, error::CONTROL_FIELDS);
-    } else if checks::host(x).is_err() {
-        fail(x, error::HOST_STATE);
     } else {
-        return enter_guest(x);
+        x.cpu.vmx.failed_check = checks::failing(x);
+        match x.cpu.vmx.failed_check.map(|check| check.failure) {
+            None => return enter_guest(x),
+            Some(Failure::Exit33 { qualification }) => {
+                let reason = ExitReason::ENTRY_FAILURE_GUEST_STATE;
+                return entry_failed(x, reason, u64::from(qualification));
+            }
+            Some(Failure::VmfailValid(number)) => fail(x, u32::from(number)),
+            Some(_) => fail_invalid(x),
+        }
     }
     Ok(())
 }
 
 fn enter_guest(x: &mut Ctx) -> Exec {
-    if let Err(qualification) = checks::guest(x) {
-        return entry_failed(x, ExitReason::ENTRY_FAILURE_GUEST_STATE, qualification);
-    }
+    x.cpu.vmx.vmcs.dirty = 0;
     load_guest(x);
     let vmcs = &x.cpu.vmx.vmcs;
     let list = vmcs.get(Field::VM_ENTRY_MSR_LOAD_ADDR);

@@ -23,7 +23,7 @@ pub(crate) fn check(x: &mut Ctx, i: &Instruction) -> Exec {
         M::Cpuid => Some(ExitReason::CPUID),
         M::Hlt if kernel && on(proc1::HLT_EXITING) => Some(ExitReason::HLT),
         M::Invd if kernel => Some(ExitReason::INVD),
-        M::Wbinvd if kernel && on2(proc2::WBINVD_EXITING) => Some(ExitReason::WBINVD_WBNOINVD),
+        M::Wbinvd if kernel && on2(proc2::WBINVD_EXITING) => Some(ExitReason::WBINVD),
         M::Xsetbv if kernel && x.cpu.cr4 & cr::CR4_OSXSAVE != 0 => Some(ExitReason::XSETBV),
         M::Rdtsc if may_read_time(x.cpu) && on(proc1::RDTSC_EXITING) => Some(ExitReason::RDTSC),
         M::Rdtscp | M::Rdpid if !on2(proc2::ENABLE_RDTSCP) => return Err(UD),
@@ -76,7 +76,7 @@ pub(crate) fn check(x: &mut Ctx, i: &Instruction) -> Exec {
             return Err(with_memory(
                 x,
                 i,
-                ExitReason::ACCESS_TO_GDTR_OR_IDTR,
+                ExitReason::GDTR_OR_IDTR_ACCESS,
                 Info::Identity(number),
             ));
         }
@@ -95,7 +95,7 @@ pub(crate) fn check(x: &mut Ctx, i: &Instruction) -> Exec {
             return Err(with_memory(
                 x,
                 i,
-                ExitReason::ACCESS_TO_LDTR_OR_TR,
+                ExitReason::LDTR_OR_TR_ACCESS,
                 Info::Identity(number),
             ));
         }
@@ -193,7 +193,7 @@ fn with_memory(x: &mut Ctx, i: &Instruction, reason: ExitReason, info: Info) -> 
         Info::Identity(instruction) => {
             word |= instruction << 28;
             let wide = match reason {
-                ExitReason::ACCESS_TO_GDTR_OR_IDTR => x.cpu.code_size.bits() != 16,
+                ExitReason::GDTR_OR_IDTR_ACCESS => x.cpu.code_size.bits() != 16,
                 _ => false,
             };
             word |= u32::from(wide) << 11;
@@ -362,7 +362,7 @@ fn port(x: &mut Ctx, i: &Instruction) -> Exec {
     if !exits {
         return Ok(());
     }
-    let mut exit = exit_of(ExitReason::I_O_INSTRUCTION, i);
+    let mut exit = exit_of(ExitReason::IO_INSTRUCTION, i);
     exit.qualification = size - 1
         | u64::from(input) << 3
         | u64::from(string) << 4
@@ -403,7 +403,7 @@ fn control_register(x: &mut Ctx, i: &Instruction) -> Exec {
     let vmcs = &x.cpu.vmx.vmcs;
     let mask = vmcs.get(Field::CR0_GUEST_HOST_MASK);
     let shadow = vmcs.get(Field::CR0_READ_SHADOW);
-    let mut exit = exit_of(ExitReason::CONTROL_REGISTER_ACCESSES, i);
+    let mut exit = exit_of(ExitReason::CONTROL_REGISTER_ACCESS, i);
     match i.mnemonic() {
         Mnemonic::Clts => {
             if mask & shadow & cr::CR0_TS != 0 {
@@ -471,7 +471,7 @@ fn lmsw(x: &mut Ctx, i: &Instruction, mask: u64, shadow: u64) -> Exec {
     if changed == 0 && sets_pe == 0 {
         return Ok(());
     }
-    let mut exit = exit_of(ExitReason::CONTROL_REGISTER_ACCESSES, i);
+    let mut exit = exit_of(ExitReason::CONTROL_REGISTER_ACCESS, i);
     exit.qualification = 3 << 4 | value << 16;
     if i.op0_kind() == OpKind::Memory {
         exit.qualification |= 1 << 6;

@@ -22,12 +22,12 @@ pub(super) fn load(x: &mut Ctx, address: u64) -> bool {
     };
     let word = revision(x, address);
     let shadows = false;
-    if word & !SHADOW != profile.layout.revision || word & SHADOW != 0 && !shadows {
+    if word & !SHADOW != profile.layout.revision() || word & SHADOW != 0 && !shadows {
         return false;
     }
     let mut bytes = [0; 4096];
     x.load_physical(address, &mut bytes);
-    let size = profile.layout.size.min(4096);
+    let size = profile.layout.size().min(4096);
     let Ok(vmcs) = profile.layout.read(&bytes[..size]) else {
         return false;
     };
@@ -43,7 +43,7 @@ pub(super) fn flush(x: &mut Ctx) {
     let (Some(address), Some(profile)) = (x.cpu.vmx.current, x.cpu.vmx.profile.clone()) else {
         return;
     };
-    let size = profile.layout.size.min(4096);
+    let size = profile.layout.size().min(4096);
     let mut bytes = [0; 4096];
     x.load_physical(address, &mut bytes[..size]);
     if profile.layout.write(&x.cpu.vmx.vmcs, &mut bytes[..size]).is_ok() {
@@ -57,8 +57,8 @@ pub(super) fn clear(x: &mut Ctx, address: u64) {
     let Some(profile) = x.cpu.vmx.profile.clone() else {
         return;
     };
-    if revision(x, address) & !SHADOW == profile.layout.revision {
-        let at = address + profile.layout.launch_state as u64;
+    if revision(x, address) & !SHADOW == profile.layout.revision() {
+        let at = address + u64::from(profile.layout.launch_state_offset());
         x.store_physical(at, &0u32.to_le_bytes());
     }
 }

@@ -14,7 +14,10 @@ pub(crate) mod operation;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 
+use hypernest_vmcs::checks::EntryCheck;
 use hypernest_vmcs::{Caps, Field, Layout, Vmcs, exit as exit_controls, pin, proc1, proc2};
+
+use crate::state::VmxState;
 
 /// What a machine's VMX offers: capability MSRs, and the layout of a VMCS in guest memory.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +40,8 @@ pub(crate) struct Vmx {
     pub current: Option<u64>,
     /// The current VMCS; of no meaning without one.
     pub vmcs: Box<Vmcs>,
+    /// The check that the last VM entry failed.
+    pub failed_check: Option<&'static EntryCheck>,
     /// Controls of the guest that executes.
     pub controls: Controls,
     /// The VM exit that a [`crate::trap::Trap::VmExit`] stands for.
@@ -136,6 +141,7 @@ impl Vmx {
             non_root: false,
             current: None,
             vmcs: Box::new(Vmcs::new()),
+            failed_check: None,
             controls: Controls::default(),
             exit: exit::Exit::default(),
             vectoring: None,
@@ -145,6 +151,50 @@ impl Vmx {
             nmi_exit: false,
             virtual_nmi_blocking: false,
             preemption_deadline: None,
+        }
+    }
+
+    /// What is saved.
+    pub fn save(&self) -> VmxState {
+        let current = self.current.is_some();
+        let fields = Field::ALL.into_iter().filter(|_| current);
+        VmxState {
+            region: self.region,
+            non_root: self.non_root,
+            current: self.current,
+            fields: fields
+                .map(|field| (field.encoding(), self.vmcs.get(field)))
+                .filter(|(_, value)| *value != 0)
+                .collect(),
+            launched: current && self.vmcs.launched,
+            abort: if current { self.vmcs.abort } else { 0 },
+            inject: self.inject,
+            mtf_pending: self.mtf_pending,
+            virtual_nmi_blocking: self.virtual_nmi_blocking,
+            preemption_deadline: self.preemption_deadline,
+        }
+    }
+
+    /// Becomes `state`.
+    pub fn load(&mut self, state: &VmxState) {
+        let profile = self.profile.take();
+        *self = Vmx::new(profile);
+        self.region = state.region;
+        self.non_root = state.non_root;
+        self.current = state.current;
+        for (encoding, value) in &state.fields {
+            if let Some((field, false)) = Field::from_encoding(*encoding) {
+                self.vmcs.set(field, *value);
+            }
+        }
+        self.vmcs.launched = state.launched;
+        self.vmcs.abort = state.abort;
+        self.inject = state.inject;
+        self.mtf_pending = state.mtf_pending;
+        self.virtual_nmi_blocking = state.virtual_nmi_blocking;
+        self.preemption_deadline = state.preemption_deadline;
+        if self.non_root {
+            self.controls = Controls::new(&self.vmcs);
         }
     }
 

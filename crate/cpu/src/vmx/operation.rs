@@ -17,8 +17,6 @@ pub(super) mod error {
     pub const VMCLEAR_VMXON_POINTER: u32 = 3;
     pub const VMLAUNCH_NOT_CLEAR: u32 = 4;
     pub const VMRESUME_NOT_LAUNCHED: u32 = 5;
-    pub const CONTROL_FIELDS: u32 = 7;
-    pub const HOST_STATE: u32 = 8;
     pub const VMPTRLD_ADDRESS: u32 = 9;
     pub const VMPTRLD_VMXON_POINTER: u32 = 10;
     pub const VMPTRLD_REVISION: u32 = 11;
@@ -113,7 +111,7 @@ pub(crate) fn vmxon(x: &mut Ctx, i: &Instruction) -> Exec {
         return Err(GP0);
     }
     let address = pointer(x, i)?;
-    if !is_region(x, address) || memory::revision(x, address) != profile.layout.revision {
+    if !is_region(x, address) || memory::revision(x, address) != profile.layout.revision() {
         fail_invalid(x);
         return Ok(());
     }

@@ -182,7 +182,7 @@ fn injected_as(e: &EntryCtx, kind: u8, rule: impl FnOnce(Injection) -> bool) -> 
 impl EntryCtx<'_> {
     /// The monitor trap flag is supported.
     fn has_mtf(&self) -> bool {
-        self.caps.may_set_proc1(proc1::MONITOR_TRAP_FLAG)
+        self.caps.allows_proc1(proc1::MONITOR_TRAP_FLAG)
     }
 
     /// The guest will not be in real mode: only an unrestricted guest may be.

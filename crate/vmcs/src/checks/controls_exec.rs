@@ -359,6 +359,6 @@ fn tpr_threshold(e: &EntryCtx) -> Verdict {
 
 impl EntryCtx<'_> {
     fn ept_cap(&self, bit: u32) -> bool {
-        self.caps.ept_vpid_cap >> bit & 1 != 0
+        self.caps.ept_vpid >> bit & 1 != 0
     }
 }
