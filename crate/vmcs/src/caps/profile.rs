@@ -92,8 +92,10 @@ mod ept_vpid {
 
 /// What KVM offers its guests on a processor that has everything.
 ///
-/// From `nested_vmx_setup_ctls_msrs` of Linux 6.1, with which 6.12 agrees. What KVM emulates on any
-/// processor is in it like the rest: a profile never promises more than the processor has.
+/// From `nested_vmx_setup_ctls_msrs` as kernels of about 6.1 have it. What KVM emulates on any
+/// processor is in it like the rest: a profile never promises more than the processor has. KVM takes
+/// the IA32_PERF_GLOBAL_CTRL controls away from guests without that MSR, as does a processor that does
+/// not implement them.
 const KVM: Implemented = Implemented {
     pin: pin::EXTERNAL_INTERRUPT_EXITING
         | pin::NMI_EXITING
