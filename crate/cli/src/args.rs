@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hypernest_machine::VmxChoice;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -77,6 +78,10 @@ pub struct RunArgs {
     /// Processor model; an unknown one lists those there are
     #[arg(long, value_name = "MODEL", help_heading = "Machine")]
     pub cpu: Option<String>,
+
+    /// Virtual-machine extensions: none, kvm (what KVM offers its guests) or max
+    #[arg(long, value_name = "PROFILE", default_value = "none", hide_default_value = true, value_parser = vmx, help_heading = "Machine")]
+    pub vmx: VmxChoice,
 
     /// Raw disk image for a virtio disk; the guest's writes are kept in memory, never in the file
     #[arg(long = "disk", value_name = "F", help_heading = "Machine")]
@@ -287,5 +292,14 @@ mod tests {
             let error = run(wrong).unwrap_err();
             assert!(!error.contains('\n'), "{error:?}");
         }
+    }
+}
+
+fn vmx(text: &str) -> Result<VmxChoice, String> {
+    match text {
+        "none" => Ok(VmxChoice::None),
+        "kvm" => Ok(VmxChoice::Kvm),
+        "max" => Ok(VmxChoice::Max),
+        _ => Err("there are none, kvm and max".into()),
     }
 }

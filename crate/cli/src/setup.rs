@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use hypernest_machine::boot::Symbols;
-use hypernest_machine::{DiskImage, Machine};
+use hypernest_machine::{DiskImage, Machine, VmxChoice};
 
 use crate::args::RunArgs;
 use crate::demo;
@@ -25,6 +25,7 @@ pub struct Setup {
     cpus: u32,
     model: Option<String>,
     block_length: Option<u32>,
+    vmx: VmxChoice,
     /// What names addresses.
     pub symbols: Option<Arc<Symbols>>,
 }
@@ -63,6 +64,7 @@ impl Setup {
             cpus: args.cpus,
             model: args.cpu.clone(),
             block_length: args.block_length,
+            vmx: args.vmx,
             symbols: symbols.map(Arc::new),
         })
     }
@@ -81,6 +83,7 @@ impl Setup {
             cpus: 1,
             model: None,
             block_length: None,
+            vmx: VmxChoice::None,
             symbols: None,
         })
     }
@@ -92,7 +95,8 @@ impl Setup {
             .cpus(self.cpus)
             .image(self.image.as_slice())
             .name(&self.name)
-            .command_line(&self.command_line);
+            .command_line(&self.command_line)
+            .vmx(self.vmx);
         if self.raw {
             builder = builder.raw();
         }

@@ -266,8 +266,7 @@ impl Processor {
             let mut left = budget;
             // Messages, timers or its own turn may have brought it something to take.
             self.vcpus[runnable].leave_block = true;
-            let waiting =
-                |(n, cpu): (usize, &Vcpu)| {
+            let waiting = |(n, cpu): (usize, &Vcpu)| {
                 n != runnable && cpu.can_run(n == 0 && bus.intr(), self.now)
             };
             let others_run = self.vcpus.iter().enumerate().any(waiting);
@@ -732,7 +731,11 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
         x.cpu.activity = Activity::Active;
         interrupt::raise(x, fault)?;
     }
-    let expired = x.cpu.vmx.preemption_deadline.is_some_and(|due| due <= x.now);
+    let expired = x
+        .cpu
+        .vmx
+        .preemption_deadline
+        .is_some_and(|due| due <= x.now);
     if expired {
         let exit = trap_like(ExitReason::PREEMPTION_TIMER);
         return Err(exit::leave(x.cpu, exit));

@@ -314,12 +314,7 @@ impl ApicState {
 
 impl Vcpu {
     /// vCPU `index` of `cpus` after power-up.
-    pub fn new(
-        model: &'static Model,
-        index: u32,
-        cpus: u32,
-        vmx: Option<Arc<VmxProfile>>,
-    ) -> Vcpu {
+    pub fn new(model: &'static Model, index: u32, cpus: u32, vmx: Option<Arc<VmxProfile>>) -> Vcpu {
         let state = VcpuState::reset(index, model);
         let mut cpu = Vcpu {
             gpr: [0; reg::COUNT],

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use hypernest_cpu::{MAX_CPUS, Model, PAGE_SIZE, Ram, RamError, VcpuState};
+use hypernest_cpu::{MAX_CPUS, Model, PAGE_SIZE, Ram, RamError, VcpuState, VmxChoice};
 
 use crate::acpi;
 use crate::board::Board;
@@ -228,6 +228,12 @@ impl<'a> MachineBuilder<'a> {
         self
     }
 
+    /// Which VMX there is; none where this is not called.
+    pub fn vmx(mut self, choice: VmxChoice) -> Self {
+        self.config.vmx = choice;
+        self
+    }
+
     /// Another engine than the software one.
     pub fn engine(mut self, make: EngineMaker) -> Self {
         self.engine = make;
@@ -271,6 +277,7 @@ impl<'a> MachineBuilder<'a> {
             cpus,
             model,
             block_length: self.block_length,
+            vmx: self.config.vmx,
         })?;
         let mut ram = Ram::new(memory).map_err(|error| match error {
             RamError::Host(bytes) => BuildError::HostMemory(bytes),

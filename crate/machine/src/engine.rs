@@ -2,7 +2,7 @@
 
 use hypernest_cpu::{
     Bus, Model, Processor, ProcessorConfig, ProcessorError, Ram, StateError, Stop as CpuStop, Tick,
-    Tracer, VcpuState,
+    Tracer, VcpuState, VmxChoice,
 };
 use serde::{Deserialize, Serialize};
 
@@ -122,6 +122,8 @@ pub struct EngineConfig {
     /// Most instructions that are decoded together, 1 to 64; 0 is the engine's choice. Changes
     /// speed and nothing else.
     pub block_length: u32,
+    /// Which VMX there is.
+    pub vmx: VmxChoice,
 }
 
 /// Executes the vCPUs of a machine.
@@ -198,6 +200,7 @@ impl SoftwareEngine {
         let mut settings = ProcessorConfig {
             cpus: config.cpus,
             model: config.model,
+            vmx: config.vmx.profile(config.model),
             ..ProcessorConfig::default()
         };
         if config.block_length != 0 {

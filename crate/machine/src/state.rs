@@ -1,6 +1,6 @@
 //! Saved machines: a type of its own, lossless, compared field by field. RAM is apart.
 
-use hypernest_cpu::{Model, VcpuState};
+use hypernest_cpu::{Model, VcpuState, VmxChoice};
 use serde::{Deserialize, Serialize};
 
 use crate::board::{BoardRestoreError, BoardState};
@@ -23,6 +23,8 @@ pub struct Config {
     pub model: String,
     /// What the real-time clock showed at tick 0, in seconds since 1970.
     pub epoch: u64,
+    /// Which VMX there is.
+    pub vmx: VmxChoice,
 }
 
 impl Default for Config {
@@ -33,6 +35,7 @@ impl Default for Config {
             cpus: 1,
             model: Model::all()[0].name.to_owned(),
             epoch: 1_767_225_600,
+            vmx: VmxChoice::None,
         }
     }
 }

@@ -90,12 +90,22 @@ fn shadowed(x: &Ctx, value: u64, mask: Field, shadow: Field) -> u64 {
 
 /// CR0 as MOV and SMSW read it.
 pub(super) fn visible_cr0(x: &Ctx) -> u64 {
-    shadowed(x, x.cpu.cr0, Field::CR0_GUEST_HOST_MASK, Field::CR0_READ_SHADOW)
+    shadowed(
+        x,
+        x.cpu.cr0,
+        Field::CR0_GUEST_HOST_MASK,
+        Field::CR0_READ_SHADOW,
+    )
 }
 
 /// CR4 as MOV reads it.
 fn visible_cr4(x: &Ctx) -> u64 {
-    shadowed(x, x.cpu.cr4, Field::CR4_GUEST_HOST_MASK, Field::CR4_READ_SHADOW)
+    shadowed(
+        x,
+        x.cpu.cr4,
+        Field::CR4_GUEST_HOST_MASK,
+        Field::CR4_READ_SHADOW,
+    )
 }
 
 /// A value to write, with the bits that are not the guest's as they are.

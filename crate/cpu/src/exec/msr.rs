@@ -281,7 +281,12 @@ pub(crate) fn read(x: &mut Ctx, number: u32) -> Exec<u64> {
         return Ok(0);
     }
     if let 0x480..=0x4ff = number {
-        return x.cpu.vmx.caps().and_then(|caps| caps.get(number)).ok_or(GP0);
+        return x
+            .cpu
+            .vmx
+            .caps()
+            .and_then(|caps| caps.get(number))
+            .ok_or(GP0);
     }
     let row = find(x, number).ok_or(GP0)?;
     Ok(match row.holder {

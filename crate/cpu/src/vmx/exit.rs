@@ -94,7 +94,10 @@ fn record(x: &mut Ctx, exit: &Exit) {
     vmcs.set(Field::IDT_VECTORING_INFO_FIELD, u64::from(info));
     vmcs.set(Field::IDT_VECTORING_ERROR_CODE, u64::from(code));
     vmcs.set(Field::VM_EXIT_INSTRUCTION_LEN, u64::from(length));
-    vmcs.set(Field::VMX_INSTRUCTION_INFO, u64::from(exit.instruction_info));
+    vmcs.set(
+        Field::VMX_INSTRUCTION_INFO,
+        u64::from(exit.instruction_info),
+    );
     if let Some(address) = exit.guest_physical {
         vmcs.set(Field::GUEST_PHYSICAL_ADDRESS, address);
     }
@@ -208,7 +211,10 @@ fn save_guest(x: &mut Ctx, exit: &Exit) {
         }
     }
     if let Some(left) = preemption
-        && cpu.vmx.controls.exit(controls::SAVE_VMX_PREEMPTION_TIMER_VALUE)
+        && cpu
+            .vmx
+            .controls
+            .exit(controls::SAVE_VMX_PREEMPTION_TIMER_VALUE)
     {
         vmcs.set(Field::VMX_PREEMPTION_TIMER_VALUE, left);
     }
@@ -238,7 +244,10 @@ fn store_msrs(x: &mut Ctx) -> Option<()> {
         let at = list.wrapping_add(16 * n);
         let mut head = [0; 8];
         x.load_physical(at, &mut head);
-        let (number, reserved) = ((u64::from_le_bytes(head) as u32), u64::from_le_bytes(head) >> 32);
+        let (number, reserved) = (
+            (u64::from_le_bytes(head) as u32),
+            u64::from_le_bytes(head) >> 32,
+        );
         // Not those of an APIC in x2APIC mode, nor of system management.
         if reserved != 0 || number >> 8 == 8 || number == 0x9e {
             return None;
@@ -303,12 +312,7 @@ fn load_host(x: &mut Ctx) -> Exec {
         selector: selector as u16,
         base: 0,
         limit: !0,
-        rights: access
-            | if selector == 0 {
-                rights::UNUSABLE
-            } else {
-                0
-            },
+        rights: access | if selector == 0 { rights::UNUSABLE } else { 0 },
     };
     let code = 0x9b | rights::GRANULARITY | if long { rights::LONG } else { rights::BIG };
     let data = 0x93 | rights::GRANULARITY | rights::BIG;

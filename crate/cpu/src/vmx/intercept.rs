@@ -271,7 +271,11 @@ fn linear_operand(x: &mut Ctx, i: &Instruction) -> u64 {
     let flat = x.cpu.is_64() && !matches!(seg, crate::vcpu::Seg::Fs | crate::vcpu::Seg::Gs);
     let base = if flat { 0 } else { x.cpu.seg(seg).base };
     let linear = base.wrapping_add(offset);
-    if x.cpu.is_64() { linear } else { linear & 0xffff_ffff }
+    if x.cpu.is_64() {
+        linear
+    } else {
+        linear & 0xffff_ffff
+    }
 }
 
 // ---- MSRs and ports ----
@@ -377,8 +381,7 @@ fn port(x: &mut Ctx, i: &Instruction) -> Exec {
         };
         let mask = crate::operand::mask(shape.address);
         let segment = crate::operand::segment_of(seg);
-        let flat =
-            x.cpu.is_64() && !matches!(segment, crate::vcpu::Seg::Fs | crate::vcpu::Seg::Gs);
+        let flat = x.cpu.is_64() && !matches!(segment, crate::vcpu::Seg::Fs | crate::vcpu::Seg::Gs);
         let base = if flat { 0 } else { x.cpu.seg(segment).base };
         let linear = base.wrapping_add(x.cpu.gpr[index] & mask);
         exit.linear = Some(if x.cpu.is_64() {
@@ -460,7 +463,9 @@ fn is_target(cpu: &Vcpu, value: u64) -> bool {
     ];
     let vmcs = &cpu.vmx.vmcs;
     let count = vmcs.get(Field::CR3_TARGET_COUNT).min(4) as usize;
-    fields[..count].iter().any(|field| vmcs.get(*field) == value)
+    fields[..count]
+        .iter()
+        .any(|field| vmcs.get(*field) == value)
 }
 
 /// LMSW changes PE (to 1), MP, EM and TS.

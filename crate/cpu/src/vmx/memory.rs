@@ -46,7 +46,11 @@ pub(super) fn flush(x: &mut Ctx) {
     let size = profile.layout.size().min(4096);
     let mut bytes = [0; 4096];
     x.load_physical(address, &mut bytes[..size]);
-    if profile.layout.write(&x.cpu.vmx.vmcs, &mut bytes[..size]).is_ok() {
+    if profile
+        .layout
+        .write(&x.cpu.vmx.vmcs, &mut bytes[..size])
+        .is_ok()
+    {
         x.store_physical(address, &bytes[..size]);
     }
     *x.cpu.vmx.vmcs = Vmcs::new();

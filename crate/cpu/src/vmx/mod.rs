@@ -7,6 +7,7 @@ mod checks;
 pub(crate) mod entry;
 pub(crate) mod ept;
 pub(crate) mod exit;
+mod implemented;
 pub(crate) mod intercept;
 mod memory;
 pub(crate) mod operation;
@@ -15,8 +16,13 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 use hypernest_vmcs::checks::EntryCheck;
-use hypernest_vmcs::{Caps, Field, Layout, Vmcs, exit as exit_controls, pin, proc1, proc2};
+use hypernest_vmcs::{
+    Caps, Field, FieldSet, Layout, Vmcs, exit as exit_controls, pin, proc1, proc2,
+};
 
+use serde::{Deserialize, Serialize};
+
+use crate::model::Model;
 use crate::state::VmxState;
 
 /// What a machine's VMX offers: capability MSRs, and the layout of a VMCS in guest memory.
@@ -26,6 +32,31 @@ pub struct VmxProfile {
     pub caps: Caps,
     /// Layout whose revision identifier IA32_VMX_BASIC advertises.
     pub layout: Layout,
+    /// Fields that exist: those that the controls use and the layout holds.
+    fields: FieldSet,
+}
+
+/// Which VMX a machine has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmxChoice {
+    /// None: CPUID does not list it.
+    #[default]
+    None,
+    /// What KVM offers its guests: [`VmxProfile::kvm`].
+    Kvm,
+    /// All that there is: [`VmxProfile::max`].
+    Max,
+}
+
+impl VmxChoice {
+    /// The profile on a CPU model.
+    pub fn profile(self, model: &Model) -> Option<Arc<VmxProfile>> {
+        match self {
+            VmxChoice::None => None,
+            VmxChoice::Kvm => Some(Arc::new(VmxProfile::kvm(model))),
+            VmxChoice::Max => Some(Arc::new(VmxProfile::max(model))),
+        }
+    }
 }
 
 /// VMX as a vCPU has it while it runs.
@@ -207,7 +238,7 @@ impl Vmx {
     pub fn has_field(&self, field: Field) -> bool {
         self.profile
             .as_ref()
-            .is_some_and(|profile| profile.layout.holds(field))
+            .is_some_and(|profile| profile.fields.contains(field))
     }
 
     /// Capability MSRs. `None` where there is no VMX.

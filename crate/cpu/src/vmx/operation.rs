@@ -283,10 +283,16 @@ pub(crate) fn invalidate(x: &mut Ctx, i: &Instruction, ept: bool) -> Exec {
         return Err(UD);
     }
     let kind = x.cpu.reg(i.op0_register());
-    let kind = if x.cpu.is_64() { kind } else { kind & 0xffff_ffff };
+    let kind = if x.cpu.is_64() {
+        kind
+    } else {
+        kind & 0xffff_ffff
+    };
     let linear = x.memory(i, 16, Access::Read)?;
     let low = x.load::<8>(linear).map(u64::from_le_bytes)?;
-    let high = x.load::<8>(linear.wrapping_add(8)).map(u64::from_le_bytes)?;
+    let high = x
+        .load::<8>(linear.wrapping_add(8))
+        .map(u64::from_le_bytes)?;
     let done = if ept {
         invept(x, caps, kind, low, high)
     } else {

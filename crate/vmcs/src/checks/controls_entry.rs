@@ -23,7 +23,9 @@ const fn from_smm(
 }
 
 pub(super) const ROWS: &[EntryCheck] = &[
-    entry_row("C056", &[ENTRY], |e| e.caps.allows_entry(e.get32(ENTRY)).into()),
+    entry_row("C056", &[ENTRY], |e| {
+        e.caps.allows_entry(e.get32(ENTRY)).into()
+    }),
     // The event to inject.
     entry_row("C057", &[INJECTION], |e| {
         injected(e, |event| match event.kind() {
@@ -50,12 +52,14 @@ pub(super) const ROWS: &[EntryCheck] = &[
             !event.has_error_code() || event.is(event::HARDWARE_EXCEPTION)
         })
     }),
-    entry_row("C062", &[PROC1, PROC2, Field::GUEST_CR0, INJECTION], |e| {
-        match e.injection() {
+    entry_row(
+        "C062",
+        &[PROC1, PROC2, Field::GUEST_CR0, INJECTION],
+        |e| match e.injection() {
             Some(event) if !e.protected_mode() => (!event.has_error_code()).into(),
             _ => Verdict::NotReached,
-        }
-    }),
+        },
+    ),
     entry_row("C063", &[PROC1, PROC2, Field::GUEST_CR0, INJECTION], |e| {
         if e.caps.basic >> 56 & 1 != 0 || !e.protected_mode() {
             return Verdict::NotReached;
@@ -108,8 +112,8 @@ pub(super) const ROWS: &[EntryCheck] = &[
     })
     .always(),
     entry_row("C070", &[ENTRY], |e| {
-        let both = e.entry(entry::ENTRY_TO_SMM)
-            && e.entry(entry::DEACTIVATE_DUAL_MONITOR_TREATMENT);
+        let both =
+            e.entry(entry::ENTRY_TO_SMM) && e.entry(entry::DEACTIVATE_DUAL_MONITOR_TREATMENT);
         (!both).into()
     }),
     // Entries that return from SMM.

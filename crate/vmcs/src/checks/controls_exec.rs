@@ -13,7 +13,9 @@ const fn exec(
 pub(super) const ROWS: &[EntryCheck] = &[
     // The control words themselves.
     exec("C001", &[PIN], |e| e.caps.allows_pin(e.get32(PIN)).into()),
-    exec("C002", &[PROC1], |e| e.caps.allows_proc1(e.get32(PROC1)).into()),
+    exec("C002", &[PROC1], |e| {
+        e.caps.allows_proc1(e.get32(PROC1)).into()
+    }),
     exec("C003", &[PROC1, PROC2], |e| {
         when(
             e.proc1(proc1::ACTIVATE_SECONDARY_CONTROLS),
@@ -84,10 +86,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
         when(e.pin(pin::VIRTUAL_NMIS), e.pin(pin::NMI_EXITING))
     }),
     exec("C015", &[PIN, PROC1], |e| {
-        when(
-            e.proc1(proc1::NMI_WINDOW_EXITING),
-            e.pin(pin::VIRTUAL_NMIS),
-        )
+        when(e.proc1(proc1::NMI_WINDOW_EXITING), e.pin(pin::VIRTUAL_NMIS))
     }),
     exec("C016", &[PROC1, PROC2, Field::APIC_ACCESS_ADDR], |e| {
         when(
@@ -200,16 +199,10 @@ pub(super) const ROWS: &[EntryCheck] = &[
         when(e.proc2(proc2::ENABLE_PML), e.page(Field::PML_ADDRESS))
     }),
     exec("C033", &[PROC1, PROC2], |e| {
-        when(
-            e.proc2(proc2::MODE_BASED_EXECUTE_CONTROL_FOR_EPT),
-            e.ept(),
-        )
+        when(e.proc2(proc2::MODE_BASED_EXECUTE_CONTROL_FOR_EPT), e.ept())
     }),
     exec("C034", &[PROC1, PROC2], |e| {
-        when(
-            e.proc2(proc2::SUB_PAGE_WRITE_PERMISSIONS_FOR_EPT),
-            e.ept(),
-        )
+        when(e.proc2(proc2::SUB_PAGE_WRITE_PERMISSIONS_FOR_EPT), e.ept())
     }),
     exec("C035", &[PROC1, PROC2, Field::SPP_TABLE_POINTER], |e| {
         when(
@@ -249,12 +242,16 @@ pub(super) const ROWS: &[EntryCheck] = &[
             e.page(Field::VMWRITE_BITMAP),
         )
     }),
-    exec("C040", &[PROC1, PROC2, Field::VE_INFORMATION_ADDRESS], |e| {
-        when(
-            e.proc2(proc2::EPT_VIOLATION_VE),
-            e.page(Field::VE_INFORMATION_ADDRESS),
-        )
-    }),
+    exec(
+        "C040",
+        &[PROC1, PROC2, Field::VE_INFORMATION_ADDRESS],
+        |e| {
+            when(
+                e.proc2(proc2::EPT_VIOLATION_VE),
+                e.page(Field::VE_INFORMATION_ADDRESS),
+            )
+        },
+    ),
     // Processor trace.
     exec("C041", &[PROC1, PROC2, EXIT, ENTRY], |e| {
         when(
@@ -331,8 +328,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
         |e| {
             when(
                 e.proc2(proc2::PASID_TRANSLATION),
-                e.page(Field::LOW_PASID_DIRECTORY_ADDR)
-                    && e.page(Field::HIGH_PASID_DIRECTORY_ADDR),
+                e.page(Field::LOW_PASID_DIRECTORY_ADDR) && e.page(Field::HIGH_PASID_DIRECTORY_ADDR),
             )
         },
     ),

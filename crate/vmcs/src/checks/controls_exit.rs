@@ -11,7 +11,9 @@ const fn exit_row(
 }
 
 pub(super) const ROWS: &[EntryCheck] = &[
-    exit_row("C049", &[EXIT], |e| e.caps.allows_exit(e.get32(EXIT)).into()),
+    exit_row("C049", &[EXIT], |e| {
+        e.caps.allows_exit(e.get32(EXIT)).into()
+    }),
     exit_row("C050", &[EXIT, EXIT2], |e| {
         when(
             e.exit(exit::ACTIVATE_SECONDARY_CONTROLS),

@@ -136,7 +136,10 @@ pub(super) const ROWS: &[EntryCheck] = &[
         when(e.injects(event::NMI), !e.blocked(BY_STI))
     })
     .or(Failure::Exit33 { qualification: 3 }),
-    state("G113", &[BLOCKING], |e| when(!e.cpu.smm, !e.blocked(BY_SMI))).always(),
+    state("G113", &[BLOCKING], |e| {
+        when(!e.cpu.smm, !e.blocked(BY_SMI))
+    })
+    .always(),
     state("G114", &[BLOCKING, ENTRY], |e| {
         when(e.entry(entry::ENTRY_TO_SMM), e.blocked(BY_SMI))
     }),

@@ -91,15 +91,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
     control(
         "H012",
         &[
-            EXIT,
-            EXIT2,
-            FRED[0],
-            FRED[1],
-            FRED[2],
-            FRED[3],
-            FRED[4],
-            FRED[5],
-            FRED[6],
+            EXIT, EXIT2, FRED[0], FRED[1], FRED[2], FRED[3], FRED[4], FRED[5], FRED[6],
         ],
         |e| when(e.exit2(exit2::LOAD_IA32_FRED_STATE), fred(e, FRED)),
     ),

@@ -214,9 +214,7 @@ impl Group {
             Self::ExitControls => "SDM Vol. 3C, \"VM-Exit Control Fields\" (checks)",
             Self::EntryControls => "SDM Vol. 3C, \"VM-Entry Control Fields\" (checks)",
             Self::ReturnFromSmm => "SDM Vol. 3C, \"VM Entries That Return from SMM\"",
-            Self::HostControl => {
-                "SDM Vol. 3C, \"Checks on Host Control Registers, MSRs, and SSP\""
-            }
+            Self::HostControl => "SDM Vol. 3C, \"Checks on Host Control Registers, MSRs, and SSP\"",
             Self::HostSegments => {
                 "SDM Vol. 3C, \"Checks on Host Segment and Descriptor-Table Registers\""
             }
@@ -590,7 +588,8 @@ impl EntryCtx<'_> {
     /// The address can be that of a VMX structure: within the physical width, and within 32 bits
     /// where IA32_VMX_BASIC says so.
     fn physical(&self, address: u64) -> bool {
-        self.beyond_physical(address) == 0 && !(self.caps.basic >> 48 & 1 != 0 && address >> 32 != 0)
+        self.beyond_physical(address) == 0
+            && !(self.caps.basic >> 48 & 1 != 0 && address >> 32 != 0)
     }
 
     /// As [`physical`](Self::physical), and a multiple of `align`.

@@ -253,8 +253,7 @@ pub fn pae() -> World {
 /// 32-bit guest with PAE paging and without EPT.
 pub fn pae_memory() -> World {
     let mut w = pae();
-    w.off(PROC2, proc2::ENABLE_EPT)
-        .set(Field::GUEST_CR3, PDPT);
+    w.off(PROC2, proc2::ENABLE_EPT).set(Field::GUEST_CR3, PDPT);
     w
 }
 
@@ -354,12 +353,15 @@ fn load_all(w: &mut World) {
     let loads = exit::LOAD_IA32_PERF_GLOBAL_CTRL | exit::LOAD_CET_STATE | exit::LOAD_PKRS;
     w.on(EXIT, loads)
         .exit2(exit2::LOAD_IA32_FRED_STATE | exit2::LOAD_IA32_SPEC_CTRL);
-    w.on(ENTRY, entry::LOAD_IA32_PERF_GLOBAL_CTRL | entry::LOAD_IA32_BNDCFGS)
-        .on(ENTRY, entry::LOAD_IA32_RTIT_CTL | entry::LOAD_UINV)
-        .on(ENTRY, entry::LOAD_CET_STATE | entry::LOAD_PKRS)
-        .on(ENTRY, entry::LOAD_GUEST_IA32_LBR_CTL)
-        .on(ENTRY, entry::LOAD_IA32_FRED_STATE)
-        .on(ENTRY, entry::LOAD_GUEST_IA32_SPEC_CTRL);
+    w.on(
+        ENTRY,
+        entry::LOAD_IA32_PERF_GLOBAL_CTRL | entry::LOAD_IA32_BNDCFGS,
+    )
+    .on(ENTRY, entry::LOAD_IA32_RTIT_CTL | entry::LOAD_UINV)
+    .on(ENTRY, entry::LOAD_CET_STATE | entry::LOAD_PKRS)
+    .on(ENTRY, entry::LOAD_GUEST_IA32_LBR_CTL)
+    .on(ENTRY, entry::LOAD_IA32_FRED_STATE)
+    .on(ENTRY, entry::LOAD_GUEST_IA32_SPEC_CTRL);
 }
 
 /// As [`real_mode`], injecting an exception the way a processor wants it that knows which have
@@ -460,7 +462,10 @@ fn rows_read_no_other_field() {
         let row = by_id(case.id).unwrap();
         for noise in [0, !0, 0x5555_5555_5555_5555, 0xaaaa_aaaa_aaaa_aaaa] {
             let mut w = case.world();
-            for field in Field::ALL.into_iter().filter(|field| !row.fields.contains(field)) {
+            for field in Field::ALL
+                .into_iter()
+                .filter(|field| !row.fields.contains(field))
+            {
                 w.vmcs.set(field, noise);
             }
             // Whether an entry returns from SMM is asked of rows that do not ask for it.

@@ -1,0 +1,110 @@
+//! What of VMX this processor does: the source of every capability that a machine advertises.
+
+use hypernest_vmcs::{Caps, Implemented, Layout, entry, exit, pin, proc1, proc2};
+
+use super::VmxProfile;
+use crate::model::Model;
+use crate::vcpu::cr;
+
+/// Memory types UC (0) and WB (6) as bits 8 and 14, four levels, 2 MiB and 1 GiB pages, execute-only,
+/// accessed and dirty flags, INVEPT and INVVPID of all types.
+const EPT_VPID: u64 = 1
+    | 1 << 6
+    | 1 << 8
+    | 1 << 14
+    | 1 << 16
+    | 1 << 17
+    | 1 << 20
+    | 1 << 21
+    | 1 << 25
+    | 1 << 26
+    | 1 << 32
+    | 0xf << 40;
+
+/// Preemption timer at 1/32 of the TSC, LMA saved (5), activity states HLT, shutdown and
+/// wait-for-SIPI (6-8), four CR3 targets, VMWRITE to any field (29), software events of length 0 (30).
+const MISC: u64 = 5 | 1 << 5 | 7 << 6 | 4 << 16 | 1 << 29 | 1 << 30;
+
+/// IA32_VMX_BASIC: instruction information for INS and OUTS.
+const BASIC: u64 = 1 << 54;
+
+fn implemented(model: &Model) -> Implemented {
+    Implemented {
+        pin: pin::EXTERNAL_INTERRUPT_EXITING
+            | pin::NMI_EXITING
+            | pin::VIRTUAL_NMIS
+            | pin::ACTIVATE_VMX_PREEMPTION_TIMER,
+        proc1: proc1::INTERRUPT_WINDOW_EXITING
+            | proc1::USE_TSC_OFFSETTING
+            | proc1::HLT_EXITING
+            | proc1::INVLPG_EXITING
+            | proc1::MWAIT_EXITING
+            | proc1::RDPMC_EXITING
+            | proc1::RDTSC_EXITING
+            | proc1::CR3_LOAD_EXITING
+            | proc1::CR3_STORE_EXITING
+            | proc1::CR8_LOAD_EXITING
+            | proc1::CR8_STORE_EXITING
+            | proc1::NMI_WINDOW_EXITING
+            | proc1::MOV_DR_EXITING
+            | proc1::UNCONDITIONAL_I_O_EXITING
+            | proc1::USE_I_O_BITMAPS
+            | proc1::MONITOR_TRAP_FLAG
+            | proc1::USE_MSR_BITMAPS
+            | proc1::MONITOR_EXITING
+            | proc1::PAUSE_EXITING
+            | proc1::ACTIVATE_SECONDARY_CONTROLS,
+        proc2: proc2::ENABLE_EPT
+            | proc2::DESCRIPTOR_TABLE_EXITING
+            | proc2::ENABLE_RDTSCP
+            | proc2::ENABLE_VPID
+            | proc2::WBINVD_EXITING
+            | proc2::UNRESTRICTED_GUEST
+            | proc2::RDRAND_EXITING
+            | proc2::ENABLE_INVPCID
+            | proc2::RDSEED_EXITING
+            | proc2::ENABLE_XSAVES_XRSTORS
+            | proc2::MODE_BASED_EXECUTE_CONTROL_FOR_EPT,
+        exit: exit::SAVE_DEBUG_CONTROLS
+            | exit::HOST_ADDRESS_SPACE_SIZE
+            | exit::ACKNOWLEDGE_INTERRUPT_ON_EXIT
+            | exit::SAVE_IA32_PAT
+            | exit::LOAD_IA32_PAT
+            | exit::SAVE_IA32_EFER
+            | exit::LOAD_IA32_EFER
+            | exit::SAVE_VMX_PREEMPTION_TIMER_VALUE,
+        entry: entry::LOAD_DEBUG_CONTROLS
+            | entry::IA_32E_MODE_GUEST
+            | entry::LOAD_IA32_PAT
+            | entry::LOAD_IA32_EFER,
+        basic: BASIC,
+        misc: MISC,
+        ept_vpid: EPT_VPID,
+        cr0_fixed1: 0xffff_ffff,
+        cr4_fixed1: model.cr4_bits() | cr::CR4_VMXE,
+        ..Implemented::default()
+    }
+}
+
+impl VmxProfile {
+    /// A profile; the layout's revision is the one that `caps` advertise.
+    pub fn new(caps: Caps, layout: Layout) -> VmxProfile {
+        let fields = caps.fields().and(layout.field_mask());
+        VmxProfile {
+            caps,
+            layout,
+            fields,
+        }
+    }
+
+    /// All that the processor does with VMX on a CPU model, in our own VMCS layout.
+    pub fn max(model: &Model) -> VmxProfile {
+        let layout = Layout::hypernest();
+        VmxProfile::new(Caps::max(&implemented(model), layout), layout.clone())
+    }
+
+    /// What KVM offers its guests, as far as the processor does it, in KVM's VMCS layout.
+    pub fn kvm(model: &Model) -> VmxProfile {
+        VmxProfile::new(Caps::kvm(&implemented(model)), Layout::kvm().clone())
+    }
+}
