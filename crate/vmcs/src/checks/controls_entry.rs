@@ -19,11 +19,11 @@ const fn from_smm(
 ) -> EntryCheck {
     EntryCheck::new(Group::ReturnFromSmm, id, fields, check)
         .or(Failure::VmfailValid(error))
-        .always()
+        .each_time()
 }
 
 pub(super) const ROWS: &[EntryCheck] = &[
-    entry_row("C056", &[ENTRY], |e| e.caps.allows_entry(e.get32(ENTRY)).into()),
+    entry_row("C056", &[ENTRY], |e| e.obeys(Control::Entry).into()),
     // The event to inject.
     entry_row("C057", &[INJECTION], |e| {
         injected(e, |event| match event.kind() {
@@ -50,12 +50,14 @@ pub(super) const ROWS: &[EntryCheck] = &[
             !event.has_error_code() || event.is(event::HARDWARE_EXCEPTION)
         })
     }),
-    entry_row("C062", &[PROC1, PROC2, Field::GUEST_CR0, INJECTION], |e| {
-        match e.injection() {
+    entry_row(
+        "C062",
+        &[PROC1, PROC2, Field::GUEST_CR0, INJECTION],
+        |e| match e.injection() {
             Some(event) if !e.protected_mode() => (!event.has_error_code()).into(),
             _ => Verdict::NotReached,
-        }
-    }),
+        },
+    ),
     entry_row("C063", &[PROC1, PROC2, Field::GUEST_CR0, INJECTION], |e| {
         if e.caps.basic >> 56 & 1 != 0 || !e.protected_mode() {
             return Verdict::NotReached;
@@ -106,10 +108,10 @@ pub(super) const ROWS: &[EntryCheck] = &[
             !e.entry(entry::ENTRY_TO_SMM | entry::DEACTIVATE_DUAL_MONITOR_TREATMENT),
         )
     })
-    .always(),
+    .each_time(),
     entry_row("C070", &[ENTRY], |e| {
-        let both = e.entry(entry::ENTRY_TO_SMM)
-            && e.entry(entry::DEACTIVATE_DUAL_MONITOR_TREATMENT);
+        let both =
+            e.entry(entry::ENTRY_TO_SMM) && e.entry(entry::DEACTIVATE_DUAL_MONITOR_TREATMENT);
         (!both).into()
     }),
     // Entries that return from SMM.
@@ -182,7 +184,7 @@ fn injected_as(e: &EntryCtx, kind: u8, rule: impl FnOnce(Injection) -> bool) -> 
 impl EntryCtx<'_> {
     /// The monitor trap flag is supported.
     fn has_mtf(&self) -> bool {
-        self.caps.may_set_proc1(proc1::MONITOR_TRAP_FLAG)
+        self.caps.allows_proc1(proc1::MONITOR_TRAP_FLAG)
     }
 
     /// The guest will not be in real mode: only an unrestricted guest may be.

@@ -12,23 +12,23 @@ const fn exec(
 
 pub(super) const ROWS: &[EntryCheck] = &[
     // The control words themselves.
-    exec("C001", &[PIN], |e| e.caps.allows_pin(e.get32(PIN)).into()),
-    exec("C002", &[PROC1], |e| e.caps.allows_proc1(e.get32(PROC1)).into()),
+    exec("C001", &[PIN], |e| e.obeys(Control::Pin).into()),
+    exec("C002", &[PROC1], |e| e.obeys(Control::Proc1).into()),
     exec("C003", &[PROC1, PROC2], |e| {
         when(
             e.proc1(proc1::ACTIVATE_SECONDARY_CONTROLS),
-            e.caps.allows_proc2(e.get32(PROC2)),
+            e.obeys(Control::Proc2),
         )
     }),
     exec("C004", &[PROC1, PROC3], |e| {
         when(
             e.proc1(proc1::ACTIVATE_TERTIARY_CONTROLS),
-            e.caps.allows_proc3(e.get(PROC3)),
+            e.obeys(Control::Proc3),
         )
     }),
     exec("C005", &[Field::CR3_TARGET_COUNT], |e| {
-        let supported = (e.caps.misc >> 16 & 0x1ff).min(4);
-        (e.get(Field::CR3_TARGET_COUNT) <= supported).into()
+        let supported = e.caps.cr3_targets().min(4);
+        (e.get32(Field::CR3_TARGET_COUNT) <= supported).into()
     }),
     // Bitmaps.
     exec("C006", &[PROC1, Field::IO_BITMAP_A], |e| {
@@ -63,7 +63,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
         ],
         tpr_threshold,
     )
-    .always(),
+    .each_time(),
     exec("C012", &[PROC1, PROC2], |e| {
         when(
             !e.proc1(proc1::USE_TPR_SHADOW),
@@ -84,10 +84,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
         when(e.pin(pin::VIRTUAL_NMIS), e.pin(pin::NMI_EXITING))
     }),
     exec("C015", &[PIN, PROC1], |e| {
-        when(
-            e.proc1(proc1::NMI_WINDOW_EXITING),
-            e.pin(pin::VIRTUAL_NMIS),
-        )
+        when(e.proc1(proc1::NMI_WINDOW_EXITING), e.pin(pin::VIRTUAL_NMIS))
     }),
     exec("C016", &[PROC1, PROC2, Field::APIC_ACCESS_ADDR], |e| {
         when(
@@ -200,16 +197,10 @@ pub(super) const ROWS: &[EntryCheck] = &[
         when(e.proc2(proc2::ENABLE_PML), e.page(Field::PML_ADDRESS))
     }),
     exec("C033", &[PROC1, PROC2], |e| {
-        when(
-            e.proc2(proc2::MODE_BASED_EXECUTE_CONTROL_FOR_EPT),
-            e.ept(),
-        )
+        when(e.proc2(proc2::MODE_BASED_EXECUTE_CONTROL_FOR_EPT), e.ept())
     }),
     exec("C034", &[PROC1, PROC2], |e| {
-        when(
-            e.proc2(proc2::SUB_PAGE_WRITE_PERMISSIONS_FOR_EPT),
-            e.ept(),
-        )
+        when(e.proc2(proc2::SUB_PAGE_WRITE_PERMISSIONS_FOR_EPT), e.ept())
     }),
     exec("C035", &[PROC1, PROC2, Field::SPP_TABLE_POINTER], |e| {
         when(
@@ -221,7 +212,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
     exec("C036", &[PROC1, PROC2, Field::VM_FUNCTION_CONTROL], |e| {
         when(
             e.proc2(proc2::ENABLE_VM_FUNCTIONS),
-            e.get(Field::VM_FUNCTION_CONTROL) & !e.caps.vmfunc == 0,
+            e.obeys(Control::VmFunc),
         )
     }),
     exec(
@@ -249,12 +240,16 @@ pub(super) const ROWS: &[EntryCheck] = &[
             e.page(Field::VMWRITE_BITMAP),
         )
     }),
-    exec("C040", &[PROC1, PROC2, Field::VE_INFORMATION_ADDRESS], |e| {
-        when(
-            e.proc2(proc2::EPT_VIOLATION_VE),
-            e.page(Field::VE_INFORMATION_ADDRESS),
-        )
-    }),
+    exec(
+        "C040",
+        &[PROC1, PROC2, Field::VE_INFORMATION_ADDRESS],
+        |e| {
+            when(
+                e.proc2(proc2::EPT_VIOLATION_VE),
+                e.page(Field::VE_INFORMATION_ADDRESS),
+            )
+        },
+    ),
     // Processor trace.
     exec("C041", &[PROC1, PROC2, EXIT, ENTRY], |e| {
         when(
@@ -265,7 +260,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
     exec("C042", &[ENTRY], |e| {
         when(e.entry(entry::LOAD_IA32_RTIT_CTL), !e.cpu.tracing)
     })
-    .always(),
+    .each_time(),
     exec("C043", &[PROC1, PROC2, Field::TSC_MULTIPLIER], |e| {
         when(
             e.proc2(proc2::USE_TSC_SCALING),
@@ -331,15 +326,14 @@ pub(super) const ROWS: &[EntryCheck] = &[
         |e| {
             when(
                 e.proc2(proc2::PASID_TRANSLATION),
-                e.page(Field::LOW_PASID_DIRECTORY_ADDR)
-                    && e.page(Field::HIGH_PASID_DIRECTORY_ADDR),
+                e.page(Field::LOW_PASID_DIRECTORY_ADDR) && e.page(Field::HIGH_PASID_DIRECTORY_ADDR),
             )
         },
     ),
     exec("C077", &[PROC1, PROC2, Field::SHARED_EPT_POINTER], |e| {
         when(e.cpu.seam, e.ept() && e.page(Field::SHARED_EPT_POINTER))
     })
-    .always(),
+    .each_time(),
 ];
 
 const EPTP: &[Field] = &[PROC1, PROC2, Field::EPT_POINTER];
@@ -359,6 +353,6 @@ fn tpr_threshold(e: &EntryCtx) -> Verdict {
 
 impl EntryCtx<'_> {
     fn ept_cap(&self, bit: u32) -> bool {
-        self.caps.ept_vpid_cap >> bit & 1 != 0
+        self.caps.ept_vpid >> bit & 1 != 0
     }
 }

@@ -94,13 +94,17 @@ pub(super) const ROWS: &[EntryCheck] = &[
     control("G017", &[ENTRY, Field::GUEST_UINV], |e| {
         when(e.entry(entry::LOAD_UINV), e.get(Field::GUEST_UINV) <= 255)
     }),
-    control("G018", &[ENTRY, Field::GUEST_S_CET, Field::GUEST_SSP_TBL], |e| {
-        let value = e.get(Field::GUEST_S_CET);
-        when(
-            e.entry(entry::LOAD_CET_STATE),
-            s_cet(value) && e.canonical(value) && e.canonical(e.get(Field::GUEST_SSP_TBL)),
-        )
-    }),
+    control(
+        "G018",
+        &[ENTRY, Field::GUEST_S_CET, Field::GUEST_SSP_TBL],
+        |e| {
+            let value = e.get(Field::GUEST_S_CET);
+            when(
+                e.entry(entry::LOAD_CET_STATE),
+                s_cet(value) && e.canonical(value) && e.canonical(e.get(Field::GUEST_SSP_TBL)),
+            )
+        },
+    ),
     control("G019", &[ENTRY, Field::GUEST_SSP], |e| {
         when(
             e.entry(entry::LOAD_CET_STATE),

@@ -114,10 +114,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
         &[RFLAGS, CS.rights, SS.rights, Field::GUEST_CR0],
         |e| {
             let real = e.get(Field::GUEST_CR0) & CR0_PE == 0;
-            when(
-                !e.v8086() && (e.kind(CS) == 3 || real),
-                e.dpl(SS) == 0,
-            )
+            when(!e.v8086() && (e.kind(CS) == 3 || real), e.dpl(SS) == 0)
         },
     ),
     seg("G058", &data_dpl_fields(DS), |e| data_dpl(e, DS)),
@@ -150,10 +147,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
     seg("G078", &[RFLAGS, GS.rights], |e| unreserved(e, GS)),
     seg("G079", &[RFLAGS, GS.rights, GS.limit], |e| granular(e, GS)),
     seg("G080", &[ENTRY, CS.rights], |e| {
-        when(
-            e.guest64() && e.rights(CS) & L != 0,
-            e.rights(CS) & DB == 0,
-        )
+        when(e.guest64() && e.rights(CS) & L != 0, e.rights(CS) & DB == 0)
     }),
     // TR.
     seg("G081", &[TR.rights], |e| e.usable(TR).into()),
@@ -165,7 +159,9 @@ pub(super) const ROWS: &[EntryCheck] = &[
         }
         .into()
     }),
-    seg("G083", &[TR.rights], |e| (e.rights(TR) & (S | P) == P).into()),
+    seg("G083", &[TR.rights], |e| {
+        (e.rights(TR) & (S | P) == P).into()
+    }),
     seg("G084", &[TR.rights], |e| {
         (e.rights(TR) & RESERVED == 0).into()
     }),
@@ -312,7 +308,11 @@ fn if_protected(e: &EntryCtx, segment: Segment, holds: bool) -> Verdict {
 /// Accessed, and readable if code.
 fn data_kind(e: &EntryCtx, segment: Segment) -> Verdict {
     let kind = e.kind(segment);
-    if_protected(e, segment, kind & 1 != 0 && (kind & 8 == 0 || kind & 2 != 0))
+    if_protected(
+        e,
+        segment,
+        kind & 1 != 0 && (kind & 8 == 0 || kind & 2 != 0),
+    )
 }
 
 fn not_system(e: &EntryCtx, segment: Segment) -> Verdict {

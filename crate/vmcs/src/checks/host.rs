@@ -91,15 +91,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
     control(
         "H012",
         &[
-            EXIT,
-            EXIT2,
-            FRED[0],
-            FRED[1],
-            FRED[2],
-            FRED[3],
-            FRED[4],
-            FRED[5],
-            FRED[6],
+            EXIT, EXIT2, FRED[0], FRED[1], FRED[2], FRED[3], FRED[4], FRED[5], FRED[6],
         ],
         |e| when(e.exit2(exit2::LOAD_IA32_FRED_STATE), fred(e, FRED)),
     ),
@@ -137,11 +129,11 @@ pub(super) const ROWS: &[EntryCheck] = &[
         canonical(e, Field::HOST_TR_BASE)
     }),
     // Address-space size.
-    space("H029", &[EXIT], |e| (e.host64() == e.cpu.long_mode).into()).always(),
+    space("H029", &[EXIT], |e| (e.host64() == e.cpu.long_mode).into()).each_time(),
     space("H030", &[EXIT, ENTRY], |e| {
         when(!e.cpu.long_mode, !e.host64() && !e.guest64())
     })
-    .always(),
+    .each_time(),
     space(
         "H031",
         &[EXIT, ENTRY, Field::HOST_CR4, Field::HOST_RIP],

@@ -253,8 +253,7 @@ pub fn pae() -> World {
 /// 32-bit guest with PAE paging and without EPT.
 pub fn pae_memory() -> World {
     let mut w = pae();
-    w.off(PROC2, proc2::ENABLE_EPT)
-        .set(Field::GUEST_CR3, PDPT);
+    w.off(PROC2, proc2::ENABLE_EPT).set(Field::GUEST_CR3, PDPT);
     w
 }
 
@@ -354,12 +353,15 @@ fn load_all(w: &mut World) {
     let loads = exit::LOAD_IA32_PERF_GLOBAL_CTRL | exit::LOAD_CET_STATE | exit::LOAD_PKRS;
     w.on(EXIT, loads)
         .exit2(exit2::LOAD_IA32_FRED_STATE | exit2::LOAD_IA32_SPEC_CTRL);
-    w.on(ENTRY, entry::LOAD_IA32_PERF_GLOBAL_CTRL | entry::LOAD_IA32_BNDCFGS)
-        .on(ENTRY, entry::LOAD_IA32_RTIT_CTL | entry::LOAD_UINV)
-        .on(ENTRY, entry::LOAD_CET_STATE | entry::LOAD_PKRS)
-        .on(ENTRY, entry::LOAD_GUEST_IA32_LBR_CTL)
-        .on(ENTRY, entry::LOAD_IA32_FRED_STATE)
-        .on(ENTRY, entry::LOAD_GUEST_IA32_SPEC_CTRL);
+    w.on(
+        ENTRY,
+        entry::LOAD_IA32_PERF_GLOBAL_CTRL | entry::LOAD_IA32_BNDCFGS,
+    )
+    .on(ENTRY, entry::LOAD_IA32_RTIT_CTL | entry::LOAD_UINV)
+    .on(ENTRY, entry::LOAD_CET_STATE | entry::LOAD_PKRS)
+    .on(ENTRY, entry::LOAD_GUEST_IA32_LBR_CTL)
+    .on(ENTRY, entry::LOAD_IA32_FRED_STATE)
+    .on(ENTRY, entry::LOAD_GUEST_IA32_SPEC_CTRL);
 }
 
 /// As [`real_mode`], injecting an exception the way a processor wants it that knows which have
@@ -371,7 +373,9 @@ pub fn real_mode_exception() -> World {
     w
 }
 
-const VALID: [(&str, fn() -> World); 17] = [
+type Base = fn() -> World;
+
+const VALID: [(&str, Base); 17] = [
     ("long mode", long_mode),
     ("SEAM", seam),
     ("all state", all_state),
@@ -423,6 +427,70 @@ fn each_row_can_be_the_first_to_fail() {
     }
 }
 
+/// What the `reach` column speaks of: everything but SMM, SGX, PT, CET, FRED, HLAT, PEBS, LBR,
+/// PASID translation, SEAM, UINTR, RTM and PERF_GLOBAL_CTRL. The guest has the rest of the world.
+fn full_profile(w: &mut World) {
+    let exits = exit::LOAD_IA32_PERF_GLOBAL_CTRL
+        | exit::SAVE_IA32_PERF_GLOBAL_CTRL
+        | exit::CLEAR_IA32_RTIT_CTL
+        | exit::CLEAR_IA32_LBR_CTL
+        | exit::CLEAR_UINV
+        | exit::LOAD_CET_STATE;
+    let entries = entry::ENTRY_TO_SMM
+        | entry::DEACTIVATE_DUAL_MONITOR_TREATMENT
+        | entry::LOAD_IA32_PERF_GLOBAL_CTRL
+        | entry::LOAD_IA32_RTIT_CTL
+        | entry::LOAD_UINV
+        | entry::LOAD_CET_STATE
+        | entry::LOAD_GUEST_IA32_LBR_CTL
+        | entry::LOAD_IA32_FRED_STATE
+        | entry::ALLOW_SEAM_GUEST_TELEMETRY;
+    let proc2s = proc2::INTEL_PT_USES_GUEST_PHYSICAL_ADDRESSES
+        | proc2::CONCEAL_VMX_FROM_PT
+        | proc2::PASID_TRANSLATION
+        | proc2::ENABLE_ENCLS_EXITING
+        | proc2::ENABLE_ENCLV_EXITING;
+    let mut caps = everything();
+    caps.basic &= !(1 << 56 | 1 << 58);
+    caps.true_exit &= !(u64::from(exits) << 32);
+    caps.true_entry &= !(u64::from(entries) << 32);
+    caps.proc2 &= !(u64::from(proc2s) << 32);
+    caps.proc3 &= !(proc3::ENABLE_HLAT
+        | proc3::EPT_PAGING_WRITE_CONTROL
+        | proc3::GUEST_PAGING_VERIFICATION
+        | proc3::SEAM_GUEST_PHYSICAL_ADDRESS_WIDTH
+        | proc3::PEBS_USES_GUEST_PHYSICAL_ADDRESSES);
+    caps.exit2 = exit2::LOAD_IA32_SPEC_CTRL;
+    caps.cr4_fixed1 &= !(CR4_CET | CR4_FRED);
+    caps.ept_vpid &= !(1 << 23);
+    w.caps = caps;
+    w.cpu.smm = false;
+    w.cpu.seam = false;
+    w.cpu.tracing = false;
+    w.cpu.sgx = false;
+    w.cpu.rtm = false;
+    w.cpu.bus_lock_debug = false;
+    w.cpu.fred = false;
+}
+
+#[test]
+fn reach_is_what_a_guest_can_reach() {
+    let mut reached = BTreeSet::new();
+    for case in CASES {
+        let mut w = case.world();
+        full_profile(&mut w);
+        if first_to_fail(&w.entry()).is_some_and(|row| row.id == case.id) {
+            reached.insert(case.id);
+        }
+    }
+    for row in CHECK_ROWS {
+        assert!(!row.reach.is_empty(), "{}", row.id);
+        if by_id(row.id).is_some() {
+            assert_eq!(row.reach == "max", reached.contains(row.id), "{}", row.id);
+        }
+    }
+}
+
 #[test]
 fn every_row_has_a_check_and_a_case() {
     let stages = [Stage::Controls, Stage::Host, Stage::Guest];
@@ -460,7 +528,10 @@ fn rows_read_no_other_field() {
         let row = by_id(case.id).unwrap();
         for noise in [0, !0, 0x5555_5555_5555_5555, 0xaaaa_aaaa_aaaa_aaaa] {
             let mut w = case.world();
-            for field in Field::ALL.into_iter().filter(|field| !row.fields.contains(field)) {
+            for field in Field::ALL
+                .into_iter()
+                .filter(|field| !row.fields.contains(field))
+            {
                 w.vmcs.set(field, noise);
             }
             // Whether an entry returns from SMM is asked of rows that do not ask for it.
@@ -592,14 +663,15 @@ fn everything() -> Caps {
         cr0_fixed1: 0xffff_ffff,
         cr4_fixed0: 0x2000,
         cr4_fixed1: 0x1_1fff_ffff,
-        ept_vpid_cap: 0xf01_06f3_41c1,
+        ept_vpid: 0xf01_06f3_41c1,
         vmfunc: 1,
-        procbased_ctls3: 0x13ff,
-        exit_ctls2: 0xf,
-        pin: 0xffff_ffff_0000_0016,
-        proc1: 0xffff_ffff_0401_e172,
-        procbased_ctls2: 0xffff_ffff_0000_0000,
-        exit: 0xffff_ffff_0003_6dff,
-        entry: 0xffff_ffff_0000_11ff,
+        proc2: 0xdfff_ffff_0000_0000, // one bit is left that cannot be set
+        proc3: 0x13ff,
+        exit2: 0xf,
+        true_pin: 0xffff_ffff_0000_0016,
+        true_proc1: 0xffff_ffff_0400_6172,
+        true_exit: 0xffff_ffff_0003_6dfb,
+        true_entry: 0xffff_ffff_0000_11fb,
+        ..Caps::default()
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 
 pub struct Case {
     pub id: &'static str,
-    base: fn() -> World,
+    base: Base,
     change: fn(&mut World) -> &mut World,
 }
 
@@ -16,7 +16,7 @@ impl Case {
     }
 }
 
-const fn case(id: &'static str, base: fn() -> World, change: fn(&mut World) -> &mut World) -> Case {
+const fn case(id: &'static str, base: Base, change: fn(&mut World) -> &mut World) -> Case {
     Case { id, base, change }
 }
 
@@ -32,10 +32,7 @@ pub const CASES: &[Case] = &[
     // VM-execution controls.
     c("C001", |w| w.off(PIN, 1u32 << 1)),
     c("C002", |w| w.off(PROC1, 1u32 << 1)),
-    c("C003", |w| {
-        w.caps.procbased_ctls2 &= !(u64::from(proc2::RDRAND_EXITING) << 32);
-        w.proc2(proc2::RDRAND_EXITING)
-    }),
+    c("C003", |w| w.proc2(proc2::EPC_VIRTUALIZATION_EXTENSIONS)),
     c("C004", |w| w.proc3(1 << 63)),
     c("C005", |w| w.set(Field::CR3_TARGET_COUNT, 5)),
     c("C006", |w| {
@@ -103,11 +100,11 @@ pub const CASES: &[Case] = &[
     c("C025", |w| w.set(Field::EPT_POINTER, 3 << 3 | 5)),
     c("C026", |w| w.set(Field::EPT_POINTER, 2 << 3 | 6)),
     c("C027", |w| {
-        w.caps.ept_vpid_cap &= !(1 << 21);
+        w.caps.ept_vpid &= !(1 << 21);
         w.on(Field::EPT_POINTER, 1u64 << 6)
     }),
     c("C028", |w| {
-        w.caps.ept_vpid_cap &= !(1 << 23);
+        w.caps.ept_vpid &= !(1 << 23);
         w.on(Field::EPT_POINTER, 1u64 << 7)
     }),
     c("C029", |w| w.on(Field::EPT_POINTER, 1u64 << 11)),
@@ -154,9 +151,7 @@ pub const CASES: &[Case] = &[
         w.on(ENTRY, entry::LOAD_IA32_RTIT_CTL)
     }),
     c("C043", |w| w.proc2(proc2::USE_TSC_SCALING)),
-    case("C044", no_ept, |w| {
-        w.proc3(proc3::EPT_PAGING_WRITE_CONTROL)
-    }),
+    case("C044", no_ept, |w| w.proc3(proc3::EPT_PAGING_WRITE_CONTROL)),
     c("C045", |w| {
         w.proc3(proc3::ENABLE_HLAT).set(Field::HLAT_POINTER, 0x20)
     }),
@@ -205,9 +200,7 @@ pub const CASES: &[Case] = &[
     c("C056", |w| w.off(ENTRY, 1u32)),
     c("C057", |w| w.inject(event::RESERVED, 0, 0)),
     c("C058", |w| w.inject(event::NMI, 3, 0)),
-    c("C059", |w| {
-        w.inject(event::HARDWARE_EXCEPTION, 32, 0)
-    }),
+    c("C059", |w| w.inject(event::HARDWARE_EXCEPTION, 32, 0)),
     c("C060", |w| w.inject(event::OTHER, 1, 0)),
     c("C061", |w| {
         w.inject(event::EXTERNAL_INTERRUPT, 0x30, 1 << 11)
@@ -321,12 +314,8 @@ pub const CASES: &[Case] = &[
         w.cpu.long_mode = true;
         w
     }),
-    case("H030", host32, |w| {
-        w.on(ENTRY, entry::IA_32E_MODE_GUEST)
-    }),
-    case("H031", host32, |w| {
-        w.on(Field::HOST_CR4, CR4_PCIDE)
-    }),
+    case("H030", host32, |w| w.on(ENTRY, entry::IA_32E_MODE_GUEST)),
+    case("H031", host32, |w| w.on(Field::HOST_CR4, CR4_PCIDE)),
     case("H034", host32, |w| w.on(Field::HOST_CR4, CR4_FRED)),
     case("H035", host32, |w| {
         w.on(EXIT, exit::LOAD_CET_STATE)
@@ -343,9 +332,7 @@ pub const CASES: &[Case] = &[
     }),
     // Guest control registers, debug registers and MSRs.
     c("G001", |w| w.off(Field::GUEST_CR0, CR0_PE | CR0_PG)),
-    case("G002", unrestricted, |w| {
-        w.off(Field::GUEST_CR0, CR0_PE)
-    }),
+    case("G002", unrestricted, |w| w.off(Field::GUEST_CR0, CR0_PE)),
     c("G003", |w| w.off(Field::GUEST_CR4, 0x2000u64)),
     c("G004", |w| {
         w.on(Field::GUEST_CR4, CR4_CET)
@@ -358,12 +345,8 @@ pub const CASES: &[Case] = &[
     }),
     c("G008", |w| w.set(Field::GUEST_IA32_DEBUGCTL, 4)),
     c("G009", |w| w.set(Field::GUEST_DR7, 1 << 32)),
-    c("G010", |w| {
-        w.set(Field::GUEST_SYSENTER_ESP, NONCANONICAL)
-    }),
-    c("G011", |w| {
-        w.set(Field::GUEST_SYSENTER_EIP, NONCANONICAL)
-    }),
+    c("G010", |w| w.set(Field::GUEST_SYSENTER_ESP, NONCANONICAL)),
+    c("G011", |w| w.set(Field::GUEST_SYSENTER_EIP, NONCANONICAL)),
     c("G012", |w| {
         w.on(ENTRY, entry::LOAD_IA32_PERF_GLOBAL_CTRL)
             .set(Field::GUEST_IA32_PERF_GLOBAL_CTRL, 1 << 63)
@@ -410,24 +393,14 @@ pub const CASES: &[Case] = &[
     }),
     // Guest segments.
     c("G024", |w| w.on(Field::GUEST_TR_SELECTOR, 4u32)),
-    c("G025", |w| {
-        ldtr(w).set(Field::GUEST_LDTR_SELECTOR, 0x54)
-    }),
+    c("G025", |w| ldtr(w).set(Field::GUEST_LDTR_SELECTOR, 0x54)),
     c("G026", |w| w.on(Field::GUEST_SS_SELECTOR, 3u32)),
     case("G027", v8086, |w| w.set(Field::GUEST_CS_BASE, 0)),
-    case("G028", v8086, |w| {
-        w.set(Field::GUEST_SS_LIMIT, 0xf_ffff)
-    }),
-    case("G029", v8086, |w| {
-        w.set(Field::GUEST_DS_AR_BYTES, 0x93)
-    }),
+    case("G028", v8086, |w| w.set(Field::GUEST_SS_LIMIT, 0xf_ffff)),
+    case("G029", v8086, |w| w.set(Field::GUEST_DS_AR_BYTES, 0x93)),
     case("G030", v8086, |w| w.set(Field::GUEST_ES_BASE, 0)),
-    case("G031", v8086, |w| {
-        w.set(Field::GUEST_FS_LIMIT, 0xfffe)
-    }),
-    case("G032", v8086, |w| {
-        w.set(Field::GUEST_GS_AR_BYTES, 0x1_00f3)
-    }),
+    case("G031", v8086, |w| w.set(Field::GUEST_FS_LIMIT, 0xfffe)),
+    case("G032", v8086, |w| w.set(Field::GUEST_GS_AR_BYTES, 0x1_00f3)),
     c("G033", |w| w.set(Field::GUEST_TR_BASE, NONCANONICAL)),
     c("G034", |w| w.set(Field::GUEST_FS_BASE, NONCANONICAL)),
     c("G035", |w| w.set(Field::GUEST_GS_BASE, NONCANONICAL)),
@@ -454,9 +427,7 @@ pub const CASES: &[Case] = &[
         w.on(Field::GUEST_CS_AR_BYTES, 0x60u32)
     }),
     c("G054", |w| w.on(Field::GUEST_CS_AR_BYTES, 0x60u32)),
-    c("G055", |w| {
-        w.on(Field::GUEST_CS_AR_BYTES, 0x64u32)
-    }),
+    c("G055", |w| w.on(Field::GUEST_CS_AR_BYTES, 0x64u32)),
     c("G056", |w| {
         w.on(Field::GUEST_CS_AR_BYTES, 0x60u32)
             .on(Field::GUEST_SS_AR_BYTES, 0x60u32)
@@ -470,75 +441,43 @@ pub const CASES: &[Case] = &[
     c("G061", |w| w.on(Field::GUEST_GS_SELECTOR, 1u32)),
     c("G062", |w| w.off(Field::GUEST_CS_AR_BYTES, 0x80u32)),
     c("G063", |w| w.on(Field::GUEST_CS_AR_BYTES, 0x100u32)),
-    c("G064", |w| {
-        w.set(Field::GUEST_CS_LIMIT, 0xffff_f000)
-    }),
+    c("G064", |w| w.set(Field::GUEST_CS_LIMIT, 0xffff_f000)),
     c("G065", |w| w.off(Field::GUEST_SS_AR_BYTES, 0x80u32)),
     c("G066", |w| w.on(Field::GUEST_SS_AR_BYTES, 0x200u32)),
-    c("G067", |w| {
-        w.off(Field::GUEST_SS_AR_BYTES, 0x8000u32)
-    }),
+    c("G067", |w| w.off(Field::GUEST_SS_AR_BYTES, 0x8000u32)),
     c("G068", |w| w.off(Field::GUEST_DS_AR_BYTES, 0x80u32)),
     c("G069", |w| w.on(Field::GUEST_DS_AR_BYTES, 0x400u32)),
     c("G070", |w| w.set(Field::GUEST_DS_LIMIT, 0xffff_0000)),
     c("G071", |w| w.off(Field::GUEST_ES_AR_BYTES, 0x80u32)),
     c("G072", |w| w.on(Field::GUEST_ES_AR_BYTES, 0x800u32)),
-    c("G073", |w| {
-        w.off(Field::GUEST_ES_AR_BYTES, 0x8000u32)
-    }),
+    c("G073", |w| w.off(Field::GUEST_ES_AR_BYTES, 0x8000u32)),
     c("G074", |w| w.off(Field::GUEST_FS_AR_BYTES, 0x80u32)),
-    c("G075", |w| {
-        w.on(Field::GUEST_FS_AR_BYTES, 0x2_0000u32)
-    }),
+    c("G075", |w| w.on(Field::GUEST_FS_AR_BYTES, 0x2_0000u32)),
     c("G076", |w| w.set(Field::GUEST_FS_LIMIT, 0)),
     c("G077", |w| w.off(Field::GUEST_GS_AR_BYTES, 0x80u32)),
-    c("G078", |w| {
-        w.on(Field::GUEST_GS_AR_BYTES, 0x8000_0000u32)
-    }),
-    c("G079", |w| {
-        w.off(Field::GUEST_GS_AR_BYTES, 0x8000u32)
-    }),
-    c("G080", |w| {
-        w.on(Field::GUEST_CS_AR_BYTES, 0x4000u32)
-    }),
-    c("G081", |w| {
-        w.on(Field::GUEST_TR_AR_BYTES, 0x1_0000u32)
-    }),
+    c("G078", |w| w.on(Field::GUEST_GS_AR_BYTES, 0x8000_0000u32)),
+    c("G079", |w| w.off(Field::GUEST_GS_AR_BYTES, 0x8000u32)),
+    c("G080", |w| w.on(Field::GUEST_CS_AR_BYTES, 0x4000u32)),
+    c("G081", |w| w.on(Field::GUEST_TR_AR_BYTES, 0x1_0000u32)),
     c("G082", |w| w.set(Field::GUEST_TR_AR_BYTES, 0x83)),
     c("G083", |w| w.set(Field::GUEST_TR_AR_BYTES, 0x0b)),
     c("G084", |w| w.on(Field::GUEST_TR_AR_BYTES, 0x100u32)),
-    c("G085", |w| {
-        w.set(Field::GUEST_TR_LIMIT, 0x10_0000)
-    }),
-    c("G086", |w| {
-        ldtr(w).set(Field::GUEST_LDTR_AR_BYTES, 0x83)
-    }),
-    c("G087", |w| {
-        ldtr(w).set(Field::GUEST_LDTR_AR_BYTES, 0x92)
-    }),
-    c("G088", |w| {
-        ldtr(w).set(Field::GUEST_LDTR_AR_BYTES, 0x182)
-    }),
-    c("G089", |w| {
-        ldtr(w).set(Field::GUEST_LDTR_AR_BYTES, 0x8082)
-    }),
+    c("G085", |w| w.set(Field::GUEST_TR_LIMIT, 0x10_0000)),
+    c("G086", |w| ldtr(w).set(Field::GUEST_LDTR_AR_BYTES, 0x83)),
+    c("G087", |w| ldtr(w).set(Field::GUEST_LDTR_AR_BYTES, 0x92)),
+    c("G088", |w| ldtr(w).set(Field::GUEST_LDTR_AR_BYTES, 0x182)),
+    c("G089", |w| ldtr(w).set(Field::GUEST_LDTR_AR_BYTES, 0x8082)),
     c("G090", |w| {
         w.on(Field::GUEST_CR4, CR4_FRED)
             .set(Field::GUEST_CS_AR_BYTES, 0xc09b)
             .set(Field::GUEST_RIP, 0)
     }),
-    c("G091", |w| {
-        w.set(Field::GUEST_GDTR_BASE, NONCANONICAL)
-    }),
-    c("G092", |w| {
-        w.set(Field::GUEST_IDTR_BASE, NONCANONICAL)
-    }),
+    c("G091", |w| w.set(Field::GUEST_GDTR_BASE, NONCANONICAL)),
+    c("G092", |w| w.set(Field::GUEST_IDTR_BASE, NONCANONICAL)),
     c("G093", |w| w.set(Field::GUEST_GDTR_LIMIT, 0x1_0000)),
     c("G094", |w| w.set(Field::GUEST_IDTR_LIMIT, 0x1_0000)),
     // RIP and RFLAGS.
-    case("G095", protected_mode, |w| {
-        w.set(Field::GUEST_RIP, 1 << 32)
-    }),
+    case("G095", protected_mode, |w| w.set(Field::GUEST_RIP, 1 << 32)),
     c("G096", |w| w.set(Field::GUEST_RIP, 1 << 48)),
     c("G097", |w| w.set(Field::GUEST_RFLAGS, 0x200)),
     case("G098", v8086_unrestricted, |w| {
@@ -569,19 +508,13 @@ pub const CASES: &[Case] = &[
         w.set(Field::GUEST_ACTIVITY_STATE, 3)
             .inject(event::NMI, 2, 0)
     }),
-    case("G106", enter_smm, |w| {
-        w.set(Field::GUEST_ACTIVITY_STATE, 3)
-    }),
+    case("G106", enter_smm, |w| w.set(Field::GUEST_ACTIVITY_STATE, 3)),
     case("G131", return_to_root, |w| {
         w.set(Field::GUEST_ACTIVITY_STATE, 3)
     }),
     // Interruptibility state.
-    c("G107", |w| {
-        w.set(Field::GUEST_INTERRUPTIBILITY_INFO, 0x20)
-    }),
-    c("G108", |w| {
-        w.set(Field::GUEST_INTERRUPTIBILITY_INFO, 3)
-    }),
+    c("G107", |w| w.set(Field::GUEST_INTERRUPTIBILITY_INFO, 0x20)),
+    c("G108", |w| w.set(Field::GUEST_INTERRUPTIBILITY_INFO, 3)),
     c("G109", |w| {
         w.set(Field::GUEST_INTERRUPTIBILITY_INFO, 1)
             .off(Field::GUEST_RFLAGS, RFLAGS_IF)
@@ -605,9 +538,7 @@ pub const CASES: &[Case] = &[
         w.set(Field::GUEST_INTERRUPTIBILITY_INFO, 1)
             .inject(event::NMI, 2, 0)
     }),
-    c("G113", |w| {
-        w.set(Field::GUEST_INTERRUPTIBILITY_INFO, 4)
-    }),
+    c("G113", |w| w.set(Field::GUEST_INTERRUPTIBILITY_INFO, 4)),
     case("G114", enter_smm, |w| {
         w.set(Field::GUEST_INTERRUPTIBILITY_INFO, 0)
     }),
@@ -616,9 +547,7 @@ pub const CASES: &[Case] = &[
             .set(Field::GUEST_INTERRUPTIBILITY_INFO, 8)
             .inject(event::NMI, 2, 0)
     }),
-    c("G116", |w| {
-        w.set(Field::GUEST_INTERRUPTIBILITY_INFO, 0x12)
-    }),
+    c("G116", |w| w.set(Field::GUEST_INTERRUPTIBILITY_INFO, 0x12)),
     // Pending debug exceptions.
     c("G117", |w| {
         w.set(Field::GUEST_PENDING_DBG_EXCEPTIONS, 1 << 4)
@@ -641,9 +570,7 @@ pub const CASES: &[Case] = &[
     case("G124", return_from_smm, |w| w.link(EXECUTIVE_VMCS)),
     // PDPTEs.
     case("G125", pae, |w| w.on(Field::GUEST_PDPTR0, 2u32)),
-    case("G126", pae, |w| {
-        w.set(Field::GUEST_PDPTR1, BEYOND | 1)
-    }),
+    case("G126", pae, |w| w.set(Field::GUEST_PDPTR1, BEYOND | 1)),
     case("G127", pae_memory, |w| {
         w.memory.words.insert(PDPT + 16, 0x21);
         w
@@ -661,13 +588,9 @@ pub const CASES: &[Case] = &[
         w.memory.words.insert(PDPT + 8, 0x101);
         w
     }),
-    case("G127", pae, |w| {
-        w.set(Field::GUEST_PDPTR2, 1 << 63 | 1)
-    }),
+    case("G127", pae, |w| w.set(Field::GUEST_PDPTR2, 1 << 63 | 1)),
     case("G128", pae, |w| w.set(Field::GUEST_PDPTR3, 0x41)),
-    c("G122", |w| {
-        w.proc2(proc2::VMCS_SHADOWING).link(ORDINARY)
-    }),
+    c("G122", |w| w.proc2(proc2::VMCS_SHADOWING).link(ORDINARY)),
     c("G121", |w| w.link(0x10_0000)),
     case("C037", no_ept, |w| {
         w.proc2(proc2::ENABLE_VM_FUNCTIONS)
