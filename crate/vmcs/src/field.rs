@@ -12,17 +12,18 @@ include!(concat!(env!("OUT_DIR"), "/fields.rs"));
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Field(u8);
 
-/// How wide a field is. Vol. 3C, "VMREAD, VMWRITE, and Encodings of VMCS Fields".
+/// How wide a field is, numbered as bits 14:13 of an encoding number it. Vol. 3C, "VMREAD, VMWRITE,
+/// and Encodings of VMCS Fields".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
     /// 16 bits.
-    Bits16,
+    Bits16 = 0,
     /// 64 bits, with a second encoding for the high half.
-    Bits64,
+    Bits64 = 1,
     /// 32 bits.
-    Bits32,
+    Bits32 = 2,
     /// As wide as a linear address: 64 bits here.
-    Natural,
+    Natural = 3,
 }
 
 /// What a field is for. Vol. 3C, "VMREAD, VMWRITE, and Encodings of VMCS Fields" (the type).

@@ -362,3 +362,183 @@ const fn used(launch_state: u16, slots: &[Slot]) -> usize {
     }
     end
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+    use alloc::string::{String, ToString};
+    use alloc::vec;
+
+    const KVM_CSV: &str = include_str!("../data/layout_kvm_11e57ed0.csv");
+
+    fn built_in() -> [&'static Layout; 2] {
+        [Layout::kvm(), Layout::hypernest()]
+    }
+
+    /// `vmcs` without the fields that `layout` has no slot for.
+    fn held(layout: &Layout, vmcs: &Vmcs) -> Vmcs {
+        let mut held = vmcs.clone();
+        for field in Field::ALL.into_iter().filter(|&field| !layout.holds(field)) {
+            held.set(field, 0);
+        }
+        held
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut random = Random::new(1);
+        for layout in built_in() {
+            for _ in 0..200 {
+                let vmcs = random.vmcs();
+                let mut region = vec![random.next() as u8; layout.used()];
+                layout.write(&vmcs, &mut region).unwrap();
+                assert_eq!(layout.read(&region).unwrap(), held(layout, &vmcs));
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_without_a_slot_are_left_alone() {
+        let layout = Layout::kvm();
+        let mut region = vec![0x5A; 4096];
+        layout.write(&Vmcs::new(), &mut region).unwrap();
+        // The former CR3-target values, the rows of newer kernels, the rest of the region.
+        assert!(region[376..408].iter().all(|&byte| byte == 0x5A));
+        assert!(region[680..744].iter().all(|&byte| byte == 0x5A));
+        assert!(region[998..].iter().all(|&byte| byte == 0x5A));
+        assert_eq!(region[..8], [0xD0, 0x7E, 0xE5, 0x11, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn short_regions_are_errors_and_stay_as_they_are() {
+        for layout in built_in() {
+            for len in 0..layout.used() {
+                let mut region = vec![0x5A; len];
+                let short = LayoutError::Short {
+                    found: len,
+                    needed: layout.used(),
+                };
+                assert_eq!(layout.read(&region), Err(short));
+                assert_eq!(layout.write(&Vmcs::new(), &mut region), Err(short));
+                assert_eq!(layout.set_launched(&mut region, true), Err(short));
+                assert_eq!(layout.is_launched(&region), Err(short));
+                assert!(region.iter().all(|&byte| byte == 0x5A));
+            }
+        }
+    }
+
+    #[test]
+    fn built_in_layouts_obey_the_rules_for_new_ones() {
+        for layout in built_in() {
+            let slots = layout.slots().to_vec();
+            let again = Layout::new(
+                String::from(layout.name()),
+                layout.revision(),
+                4096,
+                8,
+                slots,
+            );
+            assert_eq!(again.as_ref(), Ok(layout));
+            for slot in layout.slots() {
+                assert_eq!(slot.width, slot.field.width().bytes());
+                assert_eq!(slot.offset % u16::from(slot.width), 0, "{:?}", slot.field);
+            }
+        }
+    }
+
+    #[test]
+    fn kvm_is_what_its_table_says() {
+        let layout = Layout::kvm();
+        assert_eq!((layout.revision(), layout.used()), (0x11E5_7ED0, 998));
+        let mut rows = 0;
+        for line in KVM_CSV.lines().skip(1) {
+            let cells: Vec<&str> = line.split(',').collect();
+            let Some(hex) = cells[2].strip_prefix("0x") else {
+                continue;
+            };
+            let encoding = u32::from_str_radix(hex, 16).unwrap();
+            let (field, _) = Field::from_encoding(encoding).unwrap();
+            let here = cells[0] == "field" && cells[5] == "6.1 and 6.12";
+            let slot = layout.slots().iter().find(|slot| slot.field == field);
+            assert_eq!(slot.is_some(), here, "{line}");
+            assert_eq!(layout.holds(field), here, "{line}");
+            if let Some(slot) = slot {
+                assert_eq!(slot.offset.to_string(), cells[3], "{line}");
+                assert_eq!(slot.width.to_string(), cells[4], "{line}");
+                rows += 1;
+            }
+        }
+        assert_eq!((rows, layout.slots().len()), (141, 141));
+    }
+
+    #[test]
+    fn ours_holds_every_field() {
+        let layout = Layout::hypernest();
+        assert_eq!(*layout.field_mask(), FieldSet::ALL);
+        assert_eq!(&layout.revision().to_le_bytes(), b"HYPN");
+        assert_eq!(layout.revision() >> 31, 0);
+        assert_ne!(layout.revision(), Layout::kvm().revision());
+        assert_eq!(layout.slots()[0], Slot::new(Field::IO_BITMAP_A, 16, 8));
+        assert!(layout.used() <= layout.size());
+    }
+
+    #[test]
+    fn another_revision_is_an_error_and_the_shadow_indicator_is_not_part_of_it() {
+        let mut region = vec![0; 4096];
+        let mut vmcs = Vmcs::new();
+        vmcs.shadow = true;
+        Layout::kvm().write(&vmcs, &mut region).unwrap();
+        assert_eq!(revision(&region), Some((0x11E5_7ED0, true)));
+        assert!(Layout::kvm().read(&region).unwrap().shadow);
+        assert!(matches!(
+            Layout::hypernest().read(&region),
+            Err(LayoutError::Revision { .. })
+        ));
+        assert_eq!(revision(&region[..3]), None);
+    }
+
+    #[test]
+    fn the_launch_state_can_be_set_alone() {
+        let mut region = vec![0xFF; 4096];
+        let layout = Layout::kvm();
+        assert_eq!(layout.is_launched(&region), Ok(true));
+        layout.set_launched(&mut region, false).unwrap();
+        assert_eq!(layout.is_launched(&region), Ok(false));
+        assert_eq!(region.iter().filter(|&&byte| byte != 0xFF).count(), 4);
+    }
+
+    #[test]
+    fn layouts_that_make_no_sense_are_refused() {
+        let new = |revision, size, launch, slots| {
+            Layout::new("x", revision, size, launch, slots).unwrap_err()
+        };
+        let slot = |offset, width| vec![Slot::new(Field::GUEST_RIP, offset, width)];
+        assert_eq!(
+            new(1 << 31, 4096, 8, vec![]),
+            LayoutError::WideRevision(1 << 31)
+        );
+        assert_eq!(new(1, 4097, 8, vec![]), LayoutError::Size(4097));
+        assert_eq!(new(1, 4, 8, vec![]), LayoutError::Outside(4, 8));
+        assert_eq!(new(1, 4096, 4, vec![]), LayoutError::Outside(4, 4));
+        assert_eq!(
+            new(1, 4096, 8, slot(4090, 8)),
+            LayoutError::Outside(8, 4090)
+        );
+        assert_eq!(
+            new(1, 4096, 8, slot(u16::MAX, 8)),
+            LayoutError::Outside(8, u16::MAX)
+        );
+        assert_eq!(new(1, 4096, 8, slot(11, 8)), LayoutError::Overlap(11));
+        assert_eq!(
+            new(1, 4096, 8, slot(12, 0)),
+            LayoutError::SlotWidth(Field::GUEST_RIP, 0)
+        );
+        assert_eq!(
+            new(1, 4096, 8, slot(12, 9)),
+            LayoutError::SlotWidth(Field::GUEST_RIP, 9)
+        );
+        let twice = [slot(12, 8), slot(20, 8)].concat();
+        assert_eq!(new(1, 4096, 8, twice), LayoutError::Twice(Field::GUEST_RIP));
+    }
+}

@@ -29,10 +29,12 @@ mod exit_reason;
 mod field;
 mod instruction_error;
 mod layout;
+#[cfg(test)]
+mod testing;
 mod vmcs;
 
 pub use caps::{
-    Capability, Caps, DumpError, DumpErrorKind, FIRST_MSR, Implemented, LAST_MSR, Missing,
+    Capability, Caps, DumpError, DumpProblem, FIRST_MSR, Implemented, LAST_MSR, Missing,
     capabilities,
 };
 pub use control::{

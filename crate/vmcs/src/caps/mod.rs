@@ -1,10 +1,12 @@
 //! The VMX capability MSRs: what a guest may set.
 
 mod dump;
+mod missing;
 mod profile;
 
-pub use dump::{DumpError, DumpErrorKind};
-pub use profile::{Implemented, Missing};
+pub use dump::{DumpError, DumpProblem};
+pub use missing::Missing;
+pub use profile::Implemented;
 
 use crate::control::{Control, ControlId};
 use crate::field::{Exists, Field, FieldSet};
@@ -338,5 +340,79 @@ impl Caps {
     #[must_use]
     pub fn allows_vmfunc(&self, bits: u64) -> bool {
         self.vmfunc_allowed1() & bits == bits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Layout;
+    use crate::{pin, vmfunc};
+
+    fn caps(proc1: u32, proc2: u32) -> Caps {
+        let implemented = Implemented {
+            pin: pin::NMI_EXITING,
+            proc1,
+            proc2,
+            vmfunc: vmfunc::EPTP_SWITCHING,
+            ..Implemented::default()
+        };
+        Caps::max(&implemented, Layout::hypernest())
+    }
+
+    #[test]
+    fn the_first_eleven_always_exist() {
+        let caps = Caps::default();
+        assert!((0x480..=0x48A).all(|msr| caps.get(msr).is_some()));
+        assert!((0x48B..=0x493).all(|msr| caps.get(msr).is_none()));
+        assert_eq!((caps.get(0x47F), caps.get(0x494)), (None, None));
+    }
+
+    #[test]
+    fn existence_follows_the_controls() {
+        let exists = |caps: &Caps, msr| caps.get(msr).is_some();
+        let secondary = proc1::ACTIVATE_SECONDARY_CONTROLS;
+        let none = caps(0, proc2::ENABLE_EPT);
+        assert!(!exists(&none, 0x48B) && !exists(&none, 0x48C) && exists(&none, 0x48D));
+        let rdtscp = caps(secondary, proc2::ENABLE_RDTSCP);
+        assert!(exists(&rdtscp, 0x48B) && !exists(&rdtscp, 0x48C) && !exists(&rdtscp, 0x491));
+        let vpid = caps(secondary, proc2::ENABLE_VPID);
+        assert!(exists(&vpid, 0x48C));
+        let functions = caps(secondary, proc2::ENABLE_EPT | proc2::ENABLE_VM_FUNCTIONS);
+        assert!(exists(&functions, 0x48C) && exists(&functions, 0x491));
+        assert!(!exists(&functions, 0x492) && !exists(&functions, 0x493));
+    }
+
+    #[test]
+    fn true_msrs_count_where_they_exist() {
+        let mut caps = caps(0, 0);
+        assert!(caps.allows_pin(pin::NMI_EXITING));
+        assert!(!caps.allows_pin(pin::NMI_EXITING | pin::VIRTUAL_NMIS));
+        assert_eq!(caps.proc1_allowed0() & proc1::CR3_LOAD_EXITING, 0);
+        caps.basic &= !BASIC_TRUE_CONTROLS;
+        assert_eq!(caps.proc1_allowed0(), proc1::DEFAULT1);
+        assert_eq!(caps.get(0x48E), None);
+    }
+
+    #[test]
+    fn both_kinds_of_accessors_agree() {
+        let caps = caps(proc1::ACTIVATE_SECONDARY_CONTROLS, proc2::ENABLE_EPT);
+        for control in Control::ALL {
+            for bit in 0..64 {
+                let id = ControlId::new(control, bit);
+                assert_eq!(caps.allows(id), caps.allowed1(control) >> bit & 1 != 0);
+            }
+        }
+        assert_eq!(caps.allowed1(Control::Proc2), proc2::ENABLE_EPT.into());
+    }
+
+    #[test]
+    fn fields_exist_with_their_controls() {
+        let without = caps(proc1::ACTIVATE_SECONDARY_CONTROLS, 0);
+        let with = caps(proc1::ACTIVATE_SECONDARY_CONTROLS, proc2::ENABLE_EPT);
+        assert!(without.has_field(Field::GUEST_RIP) && !without.has_field(Field::EPT_POINTER));
+        assert!(with.fields().contains(Field::EPT_POINTER));
+        assert!(!with.has_field(Field::CR3_TARGET_VALUE0));
+        assert!(!with.has_field(Field::EXTENDED_INSTRUCTION_INFO));
     }
 }
