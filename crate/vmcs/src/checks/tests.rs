@@ -1,6 +1,7 @@
 //! Valid worlds, and one way to break each rule.
 
 mod cases;
+mod sweeps;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
@@ -186,7 +187,7 @@ pub fn long_mode() -> World {
     w.set(Field::HOST_CR0, 0x8005_0033)
         .set(Field::HOST_CR3, 0x2000)
         .set(Field::HOST_CR4, 0x2020)
-        .set(Field::HOST_IA32_EFER, 0xd01)
+        .set(Field::HOST_IA32_EFER, 0x500)
         .set(Field::HOST_IA32_PAT, 0x0007_0406_0007_0406)
         .selectors(Field::HOST_ES_SELECTOR, &[0, 8, 0, 0, 0, 0, 0x40])
         .set(Field::HOST_FS_BASE, 0xffff_8000_0000_1000)
@@ -196,7 +197,7 @@ pub fn long_mode() -> World {
         .set(Field::GUEST_CR3, 0x1000)
         .set(Field::GUEST_CR4, 0x2020)
         .set(Field::GUEST_DR7, 0x400)
-        .set(Field::GUEST_IA32_EFER, 0xd01)
+        .set(Field::GUEST_IA32_EFER, 0x500)
         .set(Field::GUEST_IA32_PAT, 0x0007_0406_0007_0406)
         .selectors(Field::GUEST_ES_SELECTOR, &[0x10, 8, 0x10, 0x10, 0, 0])
         .selectors(Field::GUEST_ES_LIMIT, &[0xffff_ffff; 6])

@@ -791,7 +791,7 @@ pub const CASES: &[Case] = &[
     c("G097", |w| w.on(Field::GUEST_RFLAGS, 1u64 << 63)),
     case("G098", v8086, |w| {
         w.on(ENTRY, entry::IA_32E_MODE_GUEST)
-            .set(Field::GUEST_IA32_EFER, 0xd01)
+            .set(Field::GUEST_IA32_EFER, 0x500)
             .on(Field::GUEST_CR4, CR4_PAE)
     }),
     c("G100", |w| {
@@ -889,6 +889,14 @@ pub const ALLOWED: &[Case] = &[
         w.off(PROC1, proc1::ACTIVATE_SECONDARY_CONTROLS)
             .set(PROC2, !0)
     }),
+    c("C044", |w| {
+        // Tertiary controls that are not activated count as 0.
+        w.set(PROC3, !0).off(PROC2, proc2::ENABLE_EPT)
+    }),
+    c("H013", |w| {
+        // Secondary VM-exit controls that are not activated count as 0.
+        w.set(EXIT2, !0).set(Field::HOST_IA32_SPEC_CTRL, !0)
+    }),
     c("C045", |w| {
         w.proc3(proc3::ENABLE_HLAT).set(Field::HLAT_POINTER, 0x18)
     }),
@@ -955,6 +963,8 @@ pub const ALLOWED: &[Case] = &[
             .set(Field::GUEST_SS_SELECTOR, 0)
     }),
     case("G053", v8086_unrestricted, |w| w),
+    c("G041", |w| w.set(Field::GUEST_CS_AR_BYTES, 0xa099)),
+    c("G055", |w| w.set(Field::GUEST_CS_AR_BYTES, 0xa09d)),
     c("G055", |w| w.set(Field::GUEST_CS_AR_BYTES, 0xa09f)),
     c("G061", |w| {
         // Conforming code.
