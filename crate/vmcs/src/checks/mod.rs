@@ -432,7 +432,8 @@ pub fn check_guest(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
 /// All checks of the three stages that can have another verdict than when all of them last passed
 /// and [`Vmcs::dirty`] was cleared.
 ///
-/// Clear it only when this passes.
+/// Clear it only when this passes, and not when the entry returns from SMM: such an entry leaves
+/// the VM-execution controls unchecked.
 ///
 /// # Errors
 /// The first row that fails, in SDM order.

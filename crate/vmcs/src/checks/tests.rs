@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 
 use super::*;
+use crate::testing::Random;
 use cases::{ALLOWED, CASES};
 
 /// An entry that can be changed at will.
@@ -650,6 +651,27 @@ fn explanation_has_condition_citation_and_values() {
         "C014 NMI exiting is 1 (when pin.5=1): VMfailValid 7. SDM Vol. 3C, \"VM-Execution Control \
          Fields\" (checks). PIN_BASED_VM_EXEC_CONTROL=0x37"
     );
+}
+
+#[test]
+fn no_vmcs_is_too_odd() {
+    let mut random = Random::new(1);
+    for (_, world) in VALID {
+        for _ in 0..20 {
+            let mut w = world();
+            w.vmcs = random.vmcs();
+            // As often valid as not, so that rows behind a condition are reached.
+            for field in [PIN, PROC1, PROC2, PROC3, EXIT, EXIT2, ENTRY] {
+                if random.below(2) != 0 {
+                    w.set(field, world().vmcs.get(field));
+                }
+            }
+            for row in all() {
+                explain(row, &w.entry());
+                (row.check)(&w.entry());
+            }
+        }
+    }
 }
 
 #[test]
