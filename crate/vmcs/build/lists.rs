@@ -200,12 +200,14 @@ pub fn checks(table: &Table) -> String {
         writeln!(
             list,
             "    CheckRow {{ id: {:?}, stage: Stage::{stage}, group: {:?}, condition: {:?}, \
-             applies_when: {:?}, failure: {:?} }},",
+             applies_when: {:?}, failure: {:?}, note: {:?}, reach: {:?} }},",
             row.get("id"),
             row.get("group"),
             row.get("condition"),
             row.get("applies_when"),
             row.get("failure"),
+            row.get("note"),
+            row.get("reach"),
         )
         .unwrap();
         count += 1;

@@ -40,15 +40,15 @@ pub enum Kind {
 }
 
 /// Groups of VM-entry checks, as bits of a mask: what a change of a field makes necessary to check
-/// again.
+/// again. Each bit is a place in [`checks::SECTIONS`](crate::checks::SECTIONS).
 pub mod group {
     /// Checks on VMX controls. Vol. 3C, "Checks on VMX Controls".
-    pub const CONTROLS: u8 = 1;
+    pub const CONTROLS: u8 = 0b000_0111;
     /// Checks on the host-state area. Vol. 3C, "Checks on Host Control Registers, MSRs, and SSP" and
     /// the sections that follow it.
-    pub const HOST: u8 = 2;
+    pub const HOST: u8 = 0b000_1000;
     /// Checks on the guest-state area. Vol. 3C, "Checks on the Guest State Area".
-    pub const GUEST: u8 = 4;
+    pub const GUEST: u8 = 0b111_0000;
     /// All of them.
     pub const ALL: u8 = CONTROLS | HOST | GUEST;
 }
@@ -86,20 +86,7 @@ static MASKS: [u64; PLACES] = {
     masks
 };
 
-static GROUPS: [u8; PLACES] = {
-    let mut groups = [0; PLACES];
-    let mut i = 0;
-    while i < COUNT {
-        groups[i] = match Field(i as u8).kind() {
-            Kind::Control => group::CONTROLS,
-            Kind::HostState => group::HOST,
-            Kind::GuestState => group::GUEST,
-            Kind::ExitInfo => 0,
-        };
-        i += 1;
-    }
-    groups
-};
+static GROUPS: [u8; PLACES] = crate::checks::sections_by_field();
 
 impl Width {
     /// The bits a value of this width may have.
@@ -226,7 +213,8 @@ impl Field {
         MASKS[self.0 as usize]
     }
 
-    /// The [`group`]s of checks that read it: none for exit information.
+    /// The [`group`]s of checks that read it: none for exit information, and for controls that may
+    /// have any value.
     #[inline]
     #[must_use]
     pub const fn groups(self) -> u8 {
@@ -421,11 +409,22 @@ mod tests {
     }
 
     #[test]
-    fn groups_follow_kinds() {
-        assert_eq!(Field::EPT_POINTER.groups(), group::CONTROLS);
-        assert_eq!(Field::HOST_CR3.groups(), group::HOST);
-        assert_eq!(Field::GUEST_CR3.groups(), group::GUEST);
-        assert_eq!(Field::VM_EXIT_REASON.groups(), 0);
+    fn groups_are_those_of_the_rows_that_read_it() {
+        let stages = |field: Field| {
+            let groups = field.groups();
+            [group::CONTROLS, group::HOST, group::GUEST].map(|stage| groups & stage != 0)
+        };
+        assert_eq!(stages(Field::EPT_POINTER), [true, false, false]);
+        assert_eq!(stages(Field::HOST_CR3), [false, true, false]);
+        assert_eq!(stages(Field::GUEST_RIP), [false, false, true]);
+        assert_eq!(stages(Field::VM_ENTRY_CONTROLS), [true, true, true]);
+        assert_eq!(
+            stages(Field::GUEST_CR0),
+            [true, false, true],
+            "event injection"
+        );
+        assert_eq!(stages(Field::VM_EXIT_REASON), [false; 3]);
+        assert_eq!(stages(Field::TSC_OFFSET), [false; 3]);
     }
 
     #[test]

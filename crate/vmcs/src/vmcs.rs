@@ -103,7 +103,9 @@ mod tests {
         assert_eq!(vmcs.dirty, 0);
         vmcs.set(Field::GUEST_RIP, 1);
         vmcs.set(Field::HOST_RIP, 1);
-        assert_eq!(vmcs.dirty, group::GUEST | group::HOST);
+        assert_eq!(vmcs.dirty & group::CONTROLS, 0);
+        assert_eq!(vmcs.dirty & group::HOST, group::HOST);
+        assert_eq!(vmcs.dirty & group::GUEST, Field::GUEST_RIP.groups());
     }
 
     #[test]

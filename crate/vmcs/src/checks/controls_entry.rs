@@ -19,13 +19,11 @@ const fn from_smm(
 ) -> EntryCheck {
     EntryCheck::new(Group::ReturnFromSmm, id, fields, check)
         .or(Failure::VmfailValid(error))
-        .always()
+        .each_time()
 }
 
 pub(super) const ROWS: &[EntryCheck] = &[
-    entry_row("C056", &[ENTRY], |e| {
-        e.caps.allows_entry(e.get32(ENTRY)).into()
-    }),
+    entry_row("C056", &[ENTRY], |e| e.obeys(Control::Entry).into()),
     // The event to inject.
     entry_row("C057", &[INJECTION], |e| {
         injected(e, |event| match event.kind() {
@@ -110,7 +108,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
             !e.entry(entry::ENTRY_TO_SMM | entry::DEACTIVATE_DUAL_MONITOR_TREATMENT),
         )
     })
-    .always(),
+    .each_time(),
     entry_row("C070", &[ENTRY], |e| {
         let both =
             e.entry(entry::ENTRY_TO_SMM) && e.entry(entry::DEACTIVATE_DUAL_MONITOR_TREATMENT);

@@ -12,25 +12,23 @@ const fn exec(
 
 pub(super) const ROWS: &[EntryCheck] = &[
     // The control words themselves.
-    exec("C001", &[PIN], |e| e.caps.allows_pin(e.get32(PIN)).into()),
-    exec("C002", &[PROC1], |e| {
-        e.caps.allows_proc1(e.get32(PROC1)).into()
-    }),
+    exec("C001", &[PIN], |e| e.obeys(Control::Pin).into()),
+    exec("C002", &[PROC1], |e| e.obeys(Control::Proc1).into()),
     exec("C003", &[PROC1, PROC2], |e| {
         when(
             e.proc1(proc1::ACTIVATE_SECONDARY_CONTROLS),
-            e.caps.allows_proc2(e.get32(PROC2)),
+            e.obeys(Control::Proc2),
         )
     }),
     exec("C004", &[PROC1, PROC3], |e| {
         when(
             e.proc1(proc1::ACTIVATE_TERTIARY_CONTROLS),
-            e.caps.allows_proc3(e.get(PROC3)),
+            e.obeys(Control::Proc3),
         )
     }),
     exec("C005", &[Field::CR3_TARGET_COUNT], |e| {
-        let supported = (e.caps.misc >> 16 & 0x1ff).min(4);
-        (e.get(Field::CR3_TARGET_COUNT) <= supported).into()
+        let supported = e.caps.cr3_targets().min(4);
+        (e.get32(Field::CR3_TARGET_COUNT) <= supported).into()
     }),
     // Bitmaps.
     exec("C006", &[PROC1, Field::IO_BITMAP_A], |e| {
@@ -65,7 +63,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
         ],
         tpr_threshold,
     )
-    .always(),
+    .each_time(),
     exec("C012", &[PROC1, PROC2], |e| {
         when(
             !e.proc1(proc1::USE_TPR_SHADOW),
@@ -214,7 +212,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
     exec("C036", &[PROC1, PROC2, Field::VM_FUNCTION_CONTROL], |e| {
         when(
             e.proc2(proc2::ENABLE_VM_FUNCTIONS),
-            e.get(Field::VM_FUNCTION_CONTROL) & !e.caps.vmfunc == 0,
+            e.obeys(Control::VmFunc),
         )
     }),
     exec(
@@ -262,7 +260,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
     exec("C042", &[ENTRY], |e| {
         when(e.entry(entry::LOAD_IA32_RTIT_CTL), !e.cpu.tracing)
     })
-    .always(),
+    .each_time(),
     exec("C043", &[PROC1, PROC2, Field::TSC_MULTIPLIER], |e| {
         when(
             e.proc2(proc2::USE_TSC_SCALING),
@@ -335,7 +333,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
     exec("C077", &[PROC1, PROC2, Field::SHARED_EPT_POINTER], |e| {
         when(e.cpu.seam, e.ept() && e.page(Field::SHARED_EPT_POINTER))
     })
-    .always(),
+    .each_time(),
 ];
 
 const EPTP: &[Field] = &[PROC1, PROC2, Field::EPT_POINTER];

@@ -11,13 +11,11 @@ const fn exit_row(
 }
 
 pub(super) const ROWS: &[EntryCheck] = &[
-    exit_row("C049", &[EXIT], |e| {
-        e.caps.allows_exit(e.get32(EXIT)).into()
-    }),
+    exit_row("C049", &[EXIT], |e| e.obeys(Control::Exit).into()),
     exit_row("C050", &[EXIT, EXIT2], |e| {
         when(
             e.exit(exit::ACTIVATE_SECONDARY_CONTROLS),
-            e.caps.allows_exit2(e.get(EXIT2)),
+            e.obeys(Control::Exit2),
         )
     }),
     exit_row("C051", &[PIN, EXIT, ENTRY], |e| {
@@ -26,7 +24,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
             !e.exit(exit::SAVE_VMX_PREEMPTION_TIMER_VALUE),
         )
     })
-    .always(),
+    .each_time(),
     exit_row("C052", STORE, |e| msr_list_start(e, STORE)),
     exit_row("C053", STORE, |e| msr_list_end(e, STORE)),
     exit_row("C054", LOAD, |e| msr_list_start(e, LOAD)),

@@ -34,7 +34,7 @@ const fn pdpte(
     fields: &'static [Field],
     check: fn(&EntryCtx) -> Verdict,
 ) -> EntryCheck {
-    EntryCheck::new(Group::GuestPdptes, id, fields, check).always()
+    EntryCheck::new(Group::GuestPdptes, id, fields, check).each_time()
 }
 
 pub(super) const ROWS: &[EntryCheck] = &[
@@ -108,7 +108,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
         },
     )
     .or(Failure::Exit33 { qualification: 0 })
-    .always(),
+    .each_time(),
     // Interruptibility state.
     state("G107", &[BLOCKING], |e| {
         let exists = if e.cpu.sgx { 0x1f } else { 0xf };
@@ -139,7 +139,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
     state("G113", &[BLOCKING], |e| {
         when(!e.cpu.smm, !e.blocked(BY_SMI))
     })
-    .always(),
+    .each_time(),
     state("G114", &[BLOCKING, ENTRY], |e| {
         when(e.entry(entry::ENTRY_TO_SMM), e.blocked(BY_SMI))
     }),
@@ -196,7 +196,7 @@ pub(super) const ROWS: &[EntryCheck] = &[
         }
         e.revision(e.get(LINK)).is_some().into()
     })
-    .always(),
+    .each_time(),
     link("G122", &[LINK, PROC1, PROC2], |e| {
         if !e.linked() {
             return Verdict::NotReached;
@@ -204,21 +204,21 @@ pub(super) const ROWS: &[EntryCheck] = &[
         let shadow = e.memory.read_u32(e.get(LINK)).unwrap_or(!0) >> 31 != 0;
         (shadow == e.proc2(proc2::VMCS_SHADOWING)).into()
     })
-    .always(),
+    .each_time(),
     link("G123", &[LINK, ENTRY], |e| {
         when(
             e.linked() && !e.returns_from_smm(),
             e.get(LINK) != e.cpu.current_vmcs,
         )
     })
-    .always(),
+    .each_time(),
     link("G124", &[LINK, ENTRY, EXECUTIVE], |e| {
         when(
             e.linked() && e.returns_from_smm(),
             e.get(LINK) != e.get(EXECUTIVE),
         )
     })
-    .always(),
+    .each_time(),
     // PDPTEs.
     pdpte("G125", &pdpte_fields(0), |e| pdpte_valid(e, 0)),
     pdpte("G126", &pdpte_fields(1), |e| pdpte_valid(e, 1)),

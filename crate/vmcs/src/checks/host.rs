@@ -129,11 +129,11 @@ pub(super) const ROWS: &[EntryCheck] = &[
         canonical(e, Field::HOST_TR_BASE)
     }),
     // Address-space size.
-    space("H029", &[EXIT], |e| (e.host64() == e.cpu.long_mode).into()).always(),
+    space("H029", &[EXIT], |e| (e.host64() == e.cpu.long_mode).into()).each_time(),
     space("H030", &[EXIT, ENTRY], |e| {
         when(!e.cpu.long_mode, !e.host64() && !e.guest64())
     })
-    .always(),
+    .each_time(),
     space(
         "H031",
         &[EXIT, ENTRY, Field::HOST_CR4, Field::HOST_RIP],

@@ -42,9 +42,10 @@ mod host;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod words;
 
-use crate::control::{entry, exit, exit2, pin, proc1, proc2, proc3};
-use crate::{Caps, Field, Vmcs};
+use crate::{Caps, Control, Field, Vmcs, entry, exit, exit2, pin, proc1, proc2, proc3};
+use words::*;
 
 pub use explain::explain;
 pub use rows::{CHECK_ROWS, CheckRow, Stage};
@@ -68,7 +69,7 @@ pub struct EntryCtx<'a> {
 /// entry; rows that read it are marked [`EntryCheck::always`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuFacts {
-    /// Physical-address width, CPUID 80000008H EAX[7:0], less the key-id bits of TME.
+    /// Physical-address width, CPUID 80000008H EAX 7:0, less the key-id bits of TME.
     pub physical_bits: u8,
     /// Linear-address width: 48, or 57 with 5-level paging.
     pub linear_bits: u8,
@@ -289,7 +290,7 @@ impl EntryCheck {
     }
 
     /// The row, marked [`always`](Self::always).
-    const fn always(mut self) -> Self {
+    const fn each_time(mut self) -> Self {
         self.always = true;
         self
     }
@@ -316,11 +317,41 @@ pub struct Section {
     pub stage: Stage,
     /// The rows, in SDM order.
     pub rows: &'static [EntryCheck],
+    /// A bit for each row that is marked [`EntryCheck::always`].
+    always: u128,
 }
 
 impl Section {
     const fn new(stage: Stage, rows: &'static [EntryCheck]) -> Self {
-        Self { stage, rows }
+        let mut always = 0;
+        let mut row = 0;
+        while row < rows.len() {
+            always |= (rows[row].always as u128) << row;
+            row += 1;
+        }
+        Self {
+            stage,
+            rows,
+            always,
+        }
+    }
+
+    fn first_failure(&self, entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
+        let failure = self.rows.iter().find(|row| row.stops(entry));
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// As [`first_failure`](Self::first_failure), of the rows marked [`EntryCheck::always`].
+    fn first_failure_of_always(&self, entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
+        let mut always = self.always;
+        while always != 0 {
+            let row = &self.rows[always.trailing_zeros() as usize];
+            if row.stops(entry) {
+                return Err(row);
+            }
+            always &= always - 1;
+        }
+        Ok(())
     }
 }
 
@@ -367,19 +398,11 @@ pub fn by_id(id: &str) -> Option<&'static EntryCheck> {
     all().find(|row| row.id == id)
 }
 
-/// The first row that makes the entry fail, of those that `walks` wants.
-fn walk(
-    entry: &EntryCtx,
-    walks: impl Fn(usize, &Section, &EntryCheck) -> bool,
-) -> Result<(), &'static EntryCheck> {
-    for (place, section) in SECTIONS.iter().enumerate() {
-        for row in section.rows {
-            if walks(place, section, row) && row.stops(entry) {
-                return Err(row);
-            }
-        }
-    }
-    Ok(())
+fn check_stage(stage: Stage, entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
+    SECTIONS
+        .iter()
+        .filter(|section| section.stage == stage)
+        .try_for_each(|section| section.first_failure(entry))
 }
 
 /// The checks on VM-execution, VM-exit and VM-entry controls.
@@ -387,7 +410,7 @@ fn walk(
 /// # Errors
 /// The first row that fails, in SDM order.
 pub fn check_controls(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
-    walk(entry, |_, section, _| section.stage == Stage::Controls)
+    check_stage(Stage::Controls, entry)
 }
 
 /// The checks on the host-state area.
@@ -395,7 +418,7 @@ pub fn check_controls(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
 /// # Errors
 /// The first row that fails, in SDM order.
 pub fn check_host(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
-    walk(entry, |_, section, _| section.stage == Stage::Host)
+    check_stage(Stage::Host, entry)
 }
 
 /// The checks on the guest-state area.
@@ -403,19 +426,26 @@ pub fn check_host(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
 /// # Errors
 /// The first row that fails, in SDM order.
 pub fn check_guest(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
-    walk(entry, |_, section, _| section.stage == Stage::Guest)
+    check_stage(Stage::Guest, entry)
 }
 
 /// All checks of the three stages that can have another verdict than when all of them last passed
 /// and [`Vmcs::dirty`] was cleared.
 ///
-/// Clear it only when this passes.
+/// Clear it only when this passes, and not when the entry returns from SMM: such an entry leaves
+/// the VM-execution controls unchecked.
 ///
 /// # Errors
 /// The first row that fails, in SDM order.
 pub fn check_dirty(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
-    let dirty = entry.vmcs.dirty;
-    walk(entry, |place, _, row| dirty >> place & 1 != 0 || row.always)
+    for (place, section) in SECTIONS.iter().enumerate() {
+        if entry.vmcs.dirty >> place & 1 != 0 {
+            section.first_failure(entry)?;
+        } else {
+            section.first_failure_of_always(entry)?;
+        }
+    }
+    Ok(())
 }
 
 /// The checks that can fail although no field has changed since all passed.
@@ -423,233 +453,7 @@ pub fn check_dirty(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
 /// # Errors
 /// The first row that fails, in SDM order.
 pub fn recheck_always(entry: &EntryCtx) -> Result<(), &'static EntryCheck> {
-    walk(entry, |_, _, row| row.always)
-}
-
-// ------------------------------------------------------------------ words the rows are written in
-
-const PIN: Field = Field::PIN_BASED_VM_EXEC_CONTROL;
-const PROC1: Field = Field::CPU_BASED_VM_EXEC_CONTROL;
-const PROC2: Field = Field::SECONDARY_VM_EXEC_CONTROL;
-const PROC3: Field = Field::TERTIARY_VM_EXEC_CONTROL;
-const EXIT: Field = Field::VM_EXIT_CONTROLS;
-const EXIT2: Field = Field::SECONDARY_VM_EXIT_CONTROLS;
-const ENTRY: Field = Field::VM_ENTRY_CONTROLS;
-const INJECTION: Field = Field::VM_ENTRY_INTR_INFO_FIELD;
-
-const CR0_PE: u64 = 1 << 0;
-const CR0_WP: u64 = 1 << 16;
-const CR0_NW: u64 = 1 << 29;
-const CR0_CD: u64 = 1 << 30;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_PCIDE: u64 = 1 << 17;
-const CR4_CET: u64 = 1 << 23;
-const CR4_FRED: u64 = 1 << 32;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
-const RFLAGS_TF: u64 = 1 << 8;
-const RFLAGS_IF: u64 = 1 << 9;
-const RFLAGS_IOPL: u64 = 3 << 12;
-const RFLAGS_VM: u64 = 1 << 17;
-
-/// The rule `holds` if it applies.
-fn when(applies: bool, holds: bool) -> Verdict {
-    if applies {
-        holds.into()
-    } else {
-        Verdict::NotReached
-    }
-}
-
-/// Types of an event that VM entry injects: SDM Vol. 3C, "VM-Entry Controls for Event Injection".
-mod event {
-    pub const EXTERNAL_INTERRUPT: u8 = 0;
-    pub const RESERVED: u8 = 1;
-    pub const NMI: u8 = 2;
-    pub const HARDWARE_EXCEPTION: u8 = 3;
-    pub const SOFTWARE_INTERRUPT: u8 = 4;
-    pub const PRIVILEGED_SOFTWARE_EXCEPTION: u8 = 5;
-    pub const SOFTWARE_EXCEPTION: u8 = 6;
-    pub const OTHER: u8 = 7;
-}
-
-/// The VM-entry interruption information, if its valid bit is set.
-#[derive(Clone, Copy)]
-struct Injection {
-    info: u32,
-}
-
-impl Injection {
-    fn vector(self) -> u8 {
-        self.info as u8
-    }
-
-    fn kind(self) -> u8 {
-        (self.info >> 8 & 7) as u8
-    }
-
-    fn is(self, kind: u8) -> bool {
-        self.kind() == kind
-    }
-
-    fn has_error_code(self) -> bool {
-        self.info & 1 << 11 != 0
-    }
-}
-
-impl EntryCtx<'_> {
-    fn get(&self, field: Field) -> u64 {
-        self.vmcs.get(field)
-    }
-
-    fn get32(&self, field: Field) -> u32 {
-        self.get(field) as u32
-    }
-
-    fn pin(&self, bit: u32) -> bool {
-        self.get32(PIN) & bit != 0
-    }
-
-    fn proc1(&self, bit: u32) -> bool {
-        self.get32(PROC1) & bit != 0
-    }
-
-    /// Secondary controls count as 0 unless activated.
-    fn proc2(&self, bit: u32) -> bool {
-        self.proc1(proc1::ACTIVATE_SECONDARY_CONTROLS) && self.get32(PROC2) & bit != 0
-    }
-
-    /// Tertiary controls count as 0 unless activated.
-    fn proc3(&self, bit: u64) -> bool {
-        self.proc1(proc1::ACTIVATE_TERTIARY_CONTROLS) && self.get(PROC3) & bit != 0
-    }
-
-    fn exit(&self, bit: u32) -> bool {
-        self.get32(EXIT) & bit != 0
-    }
-
-    /// Secondary VM-exit controls count as 0 unless activated.
-    fn exit2(&self, bit: u64) -> bool {
-        self.exit(exit::ACTIVATE_SECONDARY_CONTROLS) && self.get(EXIT2) & bit != 0
-    }
-
-    fn entry(&self, bit: u32) -> bool {
-        self.get32(ENTRY) & bit != 0
-    }
-
-    fn ept(&self) -> bool {
-        self.proc2(proc2::ENABLE_EPT)
-    }
-
-    fn unrestricted(&self) -> bool {
-        self.proc2(proc2::UNRESTRICTED_GUEST)
-    }
-
-    fn host64(&self) -> bool {
-        self.exit(exit::HOST_ADDRESS_SPACE_SIZE)
-    }
-
-    fn guest64(&self) -> bool {
-        self.entry(entry::IA_32E_MODE_GUEST)
-    }
-
-    fn v8086(&self) -> bool {
-        self.get(Field::GUEST_RFLAGS) & RFLAGS_VM != 0
-    }
-
-    fn guest_cr4(&self, bit: u64) -> bool {
-        self.get(Field::GUEST_CR4) & bit != 0
-    }
-
-    /// The event to inject.
-    fn injection(&self) -> Option<Injection> {
-        let info = self.get32(INJECTION);
-        (info >> 31 != 0).then_some(Injection { info })
-    }
-
-    /// An event of this type is to be injected.
-    fn injects(&self, kind: u8) -> bool {
-        self.injection().is_some_and(|event| event.is(kind))
-    }
-
-    /// The entry leaves SMM: it is executed there and is not one to SMM.
-    fn returns_from_smm(&self) -> bool {
-        self.cpu.smm && !self.entry(entry::ENTRY_TO_SMM)
-    }
-
-    /// Bits of an address at and above the processor's physical width.
-    fn beyond_physical(&self, address: u64) -> u64 {
-        address
-            .checked_shr(self.cpu.physical_bits.into())
-            .unwrap_or(0)
-    }
-
-    /// The address can be that of a VMX structure: within the physical width, and within 32 bits
-    /// where IA32_VMX_BASIC says so.
-    fn physical(&self, address: u64) -> bool {
-        self.beyond_physical(address) == 0
-            && !(self.caps.basic >> 48 & 1 != 0 && address >> 32 != 0)
-    }
-
-    /// As [`physical`](Self::physical), and a multiple of `align`.
-    fn aligned(&self, address: u64, align: u64) -> bool {
-        address & (align - 1) == 0 && self.physical(address)
-    }
-
-    /// The field is the address of a page.
-    fn page(&self, field: Field) -> bool {
-        self.aligned(self.get(field), 0x1000)
-    }
-
-    /// Bits at and above the linear width, and the bit below, are identical.
-    fn canonical(&self, address: u64) -> bool {
-        let unused = 64 - u32::from(self.cpu.linear_bits);
-        (((address << unused) as i64) >> unused) as u64 == address
-    }
-
-    /// Bits at and above the linear width are identical. The bit below may differ.
-    fn linear(&self, address: u64) -> bool {
-        let top = (address as i64) >> self.cpu.linear_bits;
-        top == 0 || top == -1
-    }
-
-    /// CR3 has no reserved bit set. CR3 is no VMX structure: its limit is always the physical width.
-    fn cr3(&self, cr3: u64) -> bool {
-        let lam = if self.cpu.lam { 3 << 61 } else { 0 };
-        self.beyond_physical(cr3 & !lam) == 0
-    }
-}
-
-/// A CR0 that obeys the fixed bits. NW and CD are never checked.
-fn cr0_fixed(caps: &Caps, cr0: u64, waived: u64) -> bool {
-    let free = CR0_NW | CR0_CD;
-    let must = caps.cr0_fixed0 & !(free | waived);
-    cr0 & must == must && cr0 & !(caps.cr0_fixed1 | free) == 0
-}
-
-fn cr4_fixed(caps: &Caps, cr4: u64) -> bool {
-    cr4 & caps.cr4_fixed0 == caps.cr4_fixed0 && cr4 & !caps.cr4_fixed1 == 0
-}
-
-/// Each byte is a memory type: UC 0, WC 1, WT 4, WP 5, WB 6, UC- 7.
-fn pat(value: u64) -> bool {
-    value
-        .to_le_bytes()
+    SECTIONS
         .iter()
-        .all(|kind| matches!(kind, 0 | 1 | 4..=7))
-}
-
-/// S_CET: bits 9:6 are reserved, SUPPRESS (10) and TRACKER (11) exclude each other.
-fn s_cet(value: u64) -> bool {
-    value & 0x3c0 == 0 && value & 0xc00 != 0xc00
-}
-
-/// The seven FRED MSRs that are checked, in the order CONFIG, RSP1..RSP3, SSP1..SSP3.
-fn fred(entry: &EntryCtx, fields: [Field; 7]) -> bool {
-    const RESERVED: [u64; 7] = [0x834, 0x3f, 0x3f, 0x3f, 7, 7, 7];
-    fields.iter().zip(RESERVED).all(|(&field, reserved)| {
-        let value = entry.get(field);
-        value & reserved == 0 && entry.canonical(value)
-    })
+        .try_for_each(|section| section.first_failure_of_always(entry))
 }

@@ -20,6 +20,10 @@ pub struct CheckRow {
     pub applies_when: &'static str,
     /// What happens if it fails.
     pub failure: &'static str,
+    /// Where sources disagree, or why the row was corrected; mostly empty.
+    pub note: &'static str,
+    /// `max` if a guest under the fullest profile can make it fail, else why it cannot.
+    pub reach: &'static str,
 }
 
 /// The stages of VM entry, in order. Vol. 3C, "VM Entries".

@@ -4,7 +4,7 @@ use super::*;
 
 pub struct Case {
     pub id: &'static str,
-    base: fn() -> World,
+    base: Base,
     change: fn(&mut World) -> &mut World,
 }
 
@@ -16,7 +16,7 @@ impl Case {
     }
 }
 
-const fn case(id: &'static str, base: fn() -> World, change: fn(&mut World) -> &mut World) -> Case {
+const fn case(id: &'static str, base: Base, change: fn(&mut World) -> &mut World) -> Case {
     Case { id, base, change }
 }
 
@@ -32,10 +32,7 @@ pub const CASES: &[Case] = &[
     // VM-execution controls.
     c("C001", |w| w.off(PIN, 1u32 << 1)),
     c("C002", |w| w.off(PROC1, 1u32 << 1)),
-    c("C003", |w| {
-        w.caps.procbased_ctls2 &= !(u64::from(proc2::RDRAND_EXITING) << 32);
-        w.proc2(proc2::RDRAND_EXITING)
-    }),
+    c("C003", |w| w.proc2(proc2::EPC_VIRTUALIZATION_EXTENSIONS)),
     c("C004", |w| w.proc3(1 << 63)),
     c("C005", |w| w.set(Field::CR3_TARGET_COUNT, 5)),
     c("C006", |w| {
@@ -103,11 +100,11 @@ pub const CASES: &[Case] = &[
     c("C025", |w| w.set(Field::EPT_POINTER, 3 << 3 | 5)),
     c("C026", |w| w.set(Field::EPT_POINTER, 2 << 3 | 6)),
     c("C027", |w| {
-        w.caps.ept_vpid_cap &= !(1 << 21);
+        w.caps.ept_vpid &= !(1 << 21);
         w.on(Field::EPT_POINTER, 1u64 << 6)
     }),
     c("C028", |w| {
-        w.caps.ept_vpid_cap &= !(1 << 23);
+        w.caps.ept_vpid &= !(1 << 23);
         w.on(Field::EPT_POINTER, 1u64 << 7)
     }),
     c("C029", |w| w.on(Field::EPT_POINTER, 1u64 << 11)),
@@ -619,6 +616,409 @@ pub const CASES: &[Case] = &[
     case("C072", return_from_smm, |w| {
         w.set(Field::EXEC_VMCS_POINTER, 1)
     }),
+    // The other clauses of rows that have several.
+    c("C006", |w| {
+        w.caps.basic |= 1 << 48;
+        w.on(PROC1, proc1::USE_I_O_BITMAPS)
+            .set(Field::IO_BITMAP_A, 1 << 32)
+    }),
+    c("C012", |w| w.proc2(proc2::VIRTUALIZE_X2APIC_MODE)),
+    c("C012", |w| w.proc2(proc2::VIRTUAL_INTERRUPT_DELIVERY)),
+    c("C025", |w| {
+        w.caps.ept_vpid &= !(1 << 8);
+        w.set(Field::EPT_POINTER, 3 << 3)
+    }),
+    c("C026", |w| {
+        w.caps.ept_vpid &= !(1 << 7);
+        w.set(Field::EPT_POINTER, 4 << 3 | 6)
+    }),
+    c("C029", |w| w.on(Field::EPT_POINTER, BEYOND)),
+    c("C041", |w| {
+        w.proc2(proc2::INTEL_PT_USES_GUEST_PHYSICAL_ADDRESSES)
+            .on(EXIT, exit::CLEAR_IA32_RTIT_CTL)
+    }),
+    case("C041", no_ept, |w| {
+        w.proc2(proc2::INTEL_PT_USES_GUEST_PHYSICAL_ADDRESSES)
+            .on(EXIT, exit::CLEAR_IA32_RTIT_CTL)
+            .on(ENTRY, entry::LOAD_IA32_RTIT_CTL)
+    }),
+    case("C044", no_ept, |w| w.proc3(proc3::ENABLE_HLAT)),
+    case("C044", no_ept, |w| {
+        w.proc3(proc3::GUEST_PAGING_VERIFICATION)
+    }),
+    case("C044", no_ept, |w| {
+        w.proc3(proc3::PEBS_USES_GUEST_PHYSICAL_ADDRESSES)
+    }),
+    c("C045", |w| {
+        w.proc3(proc3::ENABLE_HLAT).set(Field::HLAT_POINTER, BEYOND)
+    }),
+    c("C046", |w| {
+        w.on(PROC1, proc1::USE_TPR_SHADOW)
+            .proc3(proc3::IPI_VIRTUALIZATION)
+            .set(Field::PID_POINTER_TABLE, 4)
+    }),
+    c("C055", |w| {
+        w.set(Field::VM_EXIT_MSR_LOAD_COUNT, 2)
+            .set(Field::VM_EXIT_MSR_LOAD_ADDR, BEYOND - 16)
+    }),
+    c("C057", |w| {
+        w.caps.true_proc1 &= !(u64::from(proc1::MONITOR_TRAP_FLAG) << 32);
+        w.cpu.fred = false;
+        w.inject(event::OTHER, 0, 0)
+    }),
+    c("C060", |w| {
+        w.caps.true_proc1 &= !(u64::from(proc1::MONITOR_TRAP_FLAG) << 32);
+        w.inject(event::OTHER, 0, 0)
+    }),
+    c("C060", |w| {
+        w.on(Field::GUEST_CR4, CR4_FRED).inject(event::OTHER, 3, 0)
+    }),
+    c("C061", |w| w.inject(event::NMI, 2, 1 << 11)),
+    c("C063", |w| {
+        w.caps.basic &= !(1 << 56);
+        w.inject(event::HARDWARE_EXCEPTION, 6, 1 << 11)
+    }),
+    c("C064", |w| {
+        w.inject(event::EXTERNAL_INTERRUPT, 0x30, 1 << 30)
+    }),
+    c("C071", |w| {
+        w.caps.basic &= !(1 << 58);
+        w.inject(event::HARDWARE_EXCEPTION, 6, 1 << 13)
+    }),
+    c("C066", |w| {
+        w.caps.misc &= !(1 << 30);
+        w.inject(event::SOFTWARE_EXCEPTION, 3, 0)
+    }),
+    c("C066", |w| {
+        w.inject(event::PRIVILEGED_SOFTWARE_EXCEPTION, 1, 0)
+            .set(Field::VM_ENTRY_INSTRUCTION_LEN, !0)
+    }),
+    c("C066", |w| {
+        w.on(Field::GUEST_CR4, CR4_FRED)
+            .inject(event::OTHER, 2, 0)
+            .set(Field::VM_ENTRY_INSTRUCTION_LEN, 16)
+    }),
+    c("C069", |w| {
+        w.on(ENTRY, entry::DEACTIVATE_DUAL_MONITOR_TREATMENT)
+    }),
+    case("C072", return_from_smm, |w| {
+        w.set(Field::EXEC_VMCS_POINTER, SHADOW)
+    }),
+    c("H001", |w| w.on(Field::HOST_CR0, 1u64 << 32)),
+    c("H002", |w| w.on(Field::HOST_CR4, 1u64 << 33)),
+    c("H009", |w| w.on(Field::HOST_IA32_EFER, 2u32)),
+    c("H009", |w| w.set(Field::HOST_IA32_EFER, EFER_LME)),
+    c("H009", |w| w.set(Field::HOST_IA32_EFER, 0)),
+    c("H010", |w| {
+        w.on(EXIT, exit::LOAD_CET_STATE)
+            .set(Field::HOST_S_CET, 0x40)
+    }),
+    c("H012", |w| {
+        w.exit2(exit2::LOAD_IA32_FRED_STATE)
+            .set(Field::HOST_IA32_FRED_RSP2, NONCANONICAL)
+    }),
+    case("H031", host32, |w| w.set(Field::HOST_RIP, 1 << 32)),
+    case("H035", host32, |w| {
+        w.on(EXIT, exit::LOAD_CET_STATE)
+            .set(Field::HOST_S_CET, 1 << 32)
+    }),
+    c("H032", |w| w.set(Field::HOST_RIP, NONCANONICAL)),
+    c("H036", |w| {
+        w.on(EXIT, exit::LOAD_CET_STATE)
+            .set(Field::HOST_S_CET, NONCANONICAL)
+    }),
+    c("G001", |w| w.on(Field::GUEST_CR0, 1u64 << 32)),
+    case("G001", unrestricted, |w| w.off(Field::GUEST_CR0, 1u64 << 5)),
+    c("G003", |w| w.on(Field::GUEST_CR4, 1u64 << 33)),
+    case("G006", unrestricted, |w| w.off(Field::GUEST_CR0, CR0_PG)),
+    case("G007", protected_mode, |w| w.on(Field::GUEST_CR4, CR4_FRED)),
+    c("G014", |w| w.on(Field::GUEST_IA32_EFER, 2u32)),
+    c("G014", |w| w.off(Field::GUEST_IA32_EFER, EFER_LMA)),
+    case("G014", real_mode, |w| {
+        w.on(Field::GUEST_IA32_EFER, EFER_LMA)
+    }),
+    c("G015", |w| {
+        w.on(ENTRY, entry::LOAD_IA32_BNDCFGS)
+            .set(Field::GUEST_BNDCFGS, NONCANONICAL)
+    }),
+    c("G018", |w| {
+        w.on(ENTRY, entry::LOAD_CET_STATE)
+            .set(Field::GUEST_S_CET, 0xc00)
+    }),
+    c("G018", |w| {
+        w.on(ENTRY, entry::LOAD_CET_STATE)
+            .set(Field::GUEST_S_CET, NONCANONICAL)
+    }),
+    c("G022", |w| {
+        w.on(ENTRY, entry::LOAD_IA32_FRED_STATE)
+            .set(Field::GUEST_IA32_FRED_RSP1, 0x20)
+    }),
+    case("G027", v8086, |w| w.set(Field::GUEST_CS_LIMIT, 0xffff_ffff)),
+    case("G028", v8086_unrestricted, |w| {
+        w.set(Field::GUEST_SS_AR_BYTES, 0x93)
+    }),
+    case("G042", real_mode, |w| w.set(Field::GUEST_SS_AR_BYTES, 0x9b)),
+    case("G057", unrestricted, |w| {
+        w.set(Field::GUEST_CS_AR_BYTES, 0xa093)
+            .on(Field::GUEST_SS_AR_BYTES, 0x60u32)
+    }),
+    c("G064", |w| w.off(Field::GUEST_CS_AR_BYTES, 0x8000u32)),
+    c("G082", |w| w.set(Field::GUEST_TR_AR_BYTES, 0x89)),
+    c("G083", |w| w.on(Field::GUEST_TR_AR_BYTES, 0x10u32)),
+    c("G085", |w| w.on(Field::GUEST_TR_AR_BYTES, 0x8000u32)),
+    c("G087", |w| ldtr(w).set(Field::GUEST_LDTR_AR_BYTES, 0x02)),
+    c("G090", |w| {
+        // CPL 3 with IOPL 3.
+        w.on(Field::GUEST_CR4, CR4_FRED)
+            .on(Field::GUEST_CS_SELECTOR, 3u32)
+            .on(Field::GUEST_SS_SELECTOR, 3u32)
+            .on(Field::GUEST_RFLAGS, RFLAGS_IOPL);
+        ring_3(w)
+    }),
+    c("G090", |w| {
+        // CPL 1.
+        w.on(Field::GUEST_CR4, CR4_FRED)
+            .on(Field::GUEST_CS_SELECTOR, 1u32)
+            .on(Field::GUEST_SS_SELECTOR, 1u32)
+            .on(Field::GUEST_CS_AR_BYTES, 0x20u32)
+            .on(Field::GUEST_SS_AR_BYTES, 0x20u32)
+    }),
+    c("G095", |w| {
+        // Compatibility mode.
+        w.set(Field::GUEST_CS_AR_BYTES, 0xc09b)
+    }),
+    c("G097", |w| w.on(Field::GUEST_RFLAGS, 1u64 << 15)),
+    c("G097", |w| w.on(Field::GUEST_RFLAGS, 1u64 << 63)),
+    case("G098", v8086, |w| {
+        w.on(ENTRY, entry::IA_32E_MODE_GUEST)
+            .set(Field::GUEST_IA32_EFER, 0x500)
+            .on(Field::GUEST_CR4, CR4_PAE)
+    }),
+    c("G100", |w| {
+        w.caps.misc &= !(1 << 6);
+        w.set(Field::GUEST_ACTIVITY_STATE, 1)
+    }),
+    c("G100", |w| {
+        w.caps.misc &= !(1 << 7);
+        w.set(Field::GUEST_ACTIVITY_STATE, 2)
+    }),
+    c("G100", |w| {
+        w.caps.misc &= !(1 << 8);
+        w.set(Field::GUEST_ACTIVITY_STATE, 3)
+    }),
+    c("G102", |w| {
+        w.set(Field::GUEST_ACTIVITY_STATE, 1)
+            .set(Field::GUEST_INTERRUPTIBILITY_INFO, 1)
+    }),
+    c("G103", |w| {
+        w.set(Field::GUEST_ACTIVITY_STATE, 1)
+            .inject(event::SOFTWARE_INTERRUPT, 1, 0)
+    }),
+    c("G104", |w| {
+        w.set(Field::GUEST_ACTIVITY_STATE, 2)
+            .inject(event::EXTERNAL_INTERRUPT, 18, 0)
+    }),
+    c("G107", |w| {
+        w.cpu.sgx = false;
+        w.set(Field::GUEST_INTERRUPTIBILITY_INFO, 0x10)
+    }),
+    c("G110", |w| {
+        w.set(Field::GUEST_INTERRUPTIBILITY_INFO, 1)
+            .inject(event::EXTERNAL_INTERRUPT, 0x30, 0)
+    }),
+    c("G117", |w| {
+        w.cpu.bus_lock_debug = false;
+        w.set(Field::GUEST_PENDING_DBG_EXCEPTIONS, 1 << 11)
+    }),
+    c("G117", |w| {
+        w.cpu.rtm = false;
+        w.set(Field::GUEST_PENDING_DBG_EXCEPTIONS, 1 << 16 | 1 << 12)
+    }),
+    c("G117", |w| {
+        w.set(Field::GUEST_PENDING_DBG_EXCEPTIONS, 1 << 15)
+    }),
+    c("G118", |w| {
+        // BTF holds the single step back.
+        w.on(Field::GUEST_RFLAGS, RFLAGS_TF)
+            .set(Field::GUEST_IA32_DEBUGCTL, 2)
+            .set(Field::GUEST_PENDING_DBG_EXCEPTIONS, 1 << 14)
+            .set(Field::GUEST_INTERRUPTIBILITY_INFO, 2)
+    }),
+    c("G118", |w| {
+        w.set(Field::GUEST_ACTIVITY_STATE, 1)
+            .set(Field::GUEST_PENDING_DBG_EXCEPTIONS, 1 << 14)
+    }),
+    c("G119", |w| {
+        w.set(Field::GUEST_PENDING_DBG_EXCEPTIONS, 1 << 16)
+    }),
+    c("G119", |w| {
+        w.set(Field::GUEST_PENDING_DBG_EXCEPTIONS, 1 << 16 | 1 << 12)
+            .set(Field::GUEST_INTERRUPTIBILITY_INFO, 2)
+    }),
+    c("G120", |w| w.link(BEYOND)),
+];
+
+/// What must not fail although it comes close: the row is the one that would be wrong.
+pub const ALLOWED: &[Case] = &[
+    c("C005", |w| w.set(Field::CR3_TARGET_COUNT, 4)),
+    c("C006", |w| w.set(Field::IO_BITMAP_A, 1)),
+    c("C009", |w| {
+        w.on(PROC1, proc1::USE_TPR_SHADOW)
+            .set(Field::VIRTUAL_APIC_PAGE_ADDR, BEYOND - 0x1000)
+    }),
+    c("C010", |w| {
+        w.on(PROC1, proc1::USE_TPR_SHADOW)
+            .proc2(proc2::VIRTUAL_INTERRUPT_DELIVERY)
+            .set(Field::TPR_THRESHOLD, !0)
+    }),
+    c("C011", |w| {
+        w.on(PROC1, proc1::USE_TPR_SHADOW)
+            .set(Field::TPR_THRESHOLD, 5)
+    }),
+    c("C011", |w| {
+        w.on(PROC1, proc1::USE_TPR_SHADOW)
+            .proc2(proc2::VIRTUALIZE_APIC_ACCESSES)
+            .set(Field::TPR_THRESHOLD, 15)
+    }),
+    c("C021", |w| posted_interrupts(w)),
+    c("C025", |w| w.set(Field::EPT_POINTER, 0x3000 | 3 << 3)),
+    c("C026", |w| w.set(Field::EPT_POINTER, 0x3000 | 4 << 3 | 6)),
+    c("C027", |w| w.on(Field::EPT_POINTER, 1u64 << 6)),
+    c("C030", |w| {
+        // Secondary controls that are not activated count as 0.
+        w.off(PROC1, proc1::ACTIVATE_SECONDARY_CONTROLS)
+            .set(PROC2, !0)
+    }),
+    c("C044", |w| {
+        // Tertiary controls that are not activated count as 0.
+        w.set(PROC3, !0).off(PROC2, proc2::ENABLE_EPT)
+    }),
+    c("H013", |w| {
+        // Secondary VM-exit controls that are not activated count as 0.
+        w.set(EXIT2, !0).set(Field::HOST_IA32_SPEC_CTRL, !0)
+    }),
+    c("C045", |w| {
+        w.proc3(proc3::ENABLE_HLAT).set(Field::HLAT_POINTER, 0x18)
+    }),
+    c("C051", |w| {
+        w.on(PIN, pin::ACTIVATE_VMX_PREEMPTION_TIMER)
+            .on(EXIT, exit::SAVE_VMX_PREEMPTION_TIMER_VALUE)
+    }),
+    c("C052", |w| w.set(Field::VM_EXIT_MSR_STORE_ADDR, 1)),
+    c("C068", |w| {
+        w.set(Field::VM_ENTRY_MSR_LOAD_COUNT, 2)
+            .set(Field::VM_ENTRY_MSR_LOAD_ADDR, BEYOND - 32)
+    }),
+    c("C060", |w| w.inject(event::OTHER, 0, 0)),
+    c("C060", |w| {
+        w.on(Field::GUEST_CR4, CR4_FRED)
+            .inject(event::OTHER, 1, 0)
+            .set(Field::VM_ENTRY_INSTRUCTION_LEN, 2)
+    }),
+    c("C062", |w| w.inject(event::HARDWARE_EXCEPTION, 13, 1 << 11)),
+    c("C063", |w| w.inject(event::HARDWARE_EXCEPTION, 13, 0)),
+    c("C064", |w| w.set(INJECTION, 0x7fff_ffff)),
+    c("C071", |w| w.inject(event::HARDWARE_EXCEPTION, 6, 1 << 13)),
+    c("C066", |w| w.inject(event::SOFTWARE_INTERRUPT, 0x80, 0)),
+    case("C075", return_from_smm, |w| {
+        // Controls of the current VMCS are not looked at.
+        w.set(Field::CR3_TARGET_COUNT, 9)
+    }),
+    case("C076", return_to_root, |w| w.inject(event::OTHER, 0, 0)),
+    c("H001", |w| w.on(Field::HOST_CR0, CR0_NW | CR0_CD)),
+    c("H001", |w| {
+        w.caps.cr0_fixed1 &= !(CR0_NW | CR0_CD);
+        w.on(Field::HOST_CR0, CR0_NW | CR0_CD)
+            .on(Field::GUEST_CR0, CR0_NW | CR0_CD)
+    }),
+    c("H003", |w| {
+        w.cpu.lam = true;
+        w.on(Field::HOST_CR3, 3u64 << 61)
+            .on(Field::GUEST_CR3, 3u64 << 61)
+    }),
+    c("H008", |w| {
+        w.set(Field::HOST_IA32_PAT, 0x0706_0504_0100_0000)
+    }),
+    c("H032", |w| w.on(Field::HOST_CR4, CR4_PCIDE)),
+    c("H023", |w| w.set(Field::HOST_SS_SELECTOR, 0)),
+    case("G014", real_mode, |w| {
+        // LME without paging.
+        w.on(Field::GUEST_IA32_EFER, EFER_LME)
+    }),
+    c("G025", |w| {
+        w.set(Field::GUEST_LDTR_SELECTOR, 0xffff)
+            .set(Field::GUEST_LDTR_BASE, NONCANONICAL)
+    }),
+    case("G026", unrestricted, |w| {
+        w.set(Field::GUEST_SS_SELECTOR, 3)
+            .set(Field::GUEST_DS_SELECTOR, 3)
+    }),
+    c("G043", |w| {
+        w.set(Field::GUEST_DS_AR_BYTES, 0x1_0000)
+            .set(Field::GUEST_DS_BASE, !0)
+            .set(Field::GUEST_DS_LIMIT, 0x1234_5678)
+    }),
+    c("G042", |w| {
+        w.set(Field::GUEST_SS_AR_BYTES, 0x1_0000)
+            .set(Field::GUEST_SS_SELECTOR, 0)
+    }),
+    case("G053", v8086_unrestricted, |w| w),
+    c("G041", |w| w.set(Field::GUEST_CS_AR_BYTES, 0xa099)),
+    c("G055", |w| w.set(Field::GUEST_CS_AR_BYTES, 0xa09d)),
+    c("G055", |w| w.set(Field::GUEST_CS_AR_BYTES, 0xa09f)),
+    c("G061", |w| {
+        // Conforming code.
+        w.set(Field::GUEST_GS_AR_BYTES, 0xc09f)
+            .set(Field::GUEST_GS_SELECTOR, 3)
+    }),
+    case("G082", protected_mode, |w| {
+        w.set(Field::GUEST_TR_AR_BYTES, 0x83)
+    }),
+    c("G090", |w| w.on(Field::GUEST_CR4, CR4_FRED)),
+    c("G096", |w| w.set(Field::GUEST_RIP, 1 << 47)),
+    c("G101", |w| w.set(Field::GUEST_ACTIVITY_STATE, 1)),
+    c("G103", |w| {
+        w.set(Field::GUEST_ACTIVITY_STATE, 1)
+            .inject(event::HARDWARE_EXCEPTION, 1, 0)
+    }),
+    c("G103", |w| {
+        w.set(Field::GUEST_ACTIVITY_STATE, 1)
+            .inject(event::EXTERNAL_INTERRUPT, 0xff, 0)
+    }),
+    c("G103", |w| {
+        w.set(Field::GUEST_ACTIVITY_STATE, 1)
+            .inject(event::OTHER, 0, 0)
+    }),
+    c("G104", |w| {
+        w.set(Field::GUEST_ACTIVITY_STATE, 2)
+            .inject(event::HARDWARE_EXCEPTION, 18, 0)
+    }),
+    c("G104", |w| {
+        w.set(Field::GUEST_ACTIVITY_STATE, 2)
+            .inject(event::NMI, 2, 0)
+    }),
+    c("G107", |w| w.set(Field::GUEST_INTERRUPTIBILITY_INFO, 0x18)),
+    c("G115", |w| {
+        // Without virtual NMIs, blocking by NMI does not keep one from being injected.
+        w.set(Field::GUEST_INTERRUPTIBILITY_INFO, 8)
+            .inject(event::NMI, 2, 0)
+    }),
+    c("G118", |w| {
+        w.on(Field::GUEST_RFLAGS, RFLAGS_TF)
+            .set(Field::GUEST_PENDING_DBG_EXCEPTIONS, 1 << 14)
+            .set(Field::GUEST_INTERRUPTIBILITY_INFO, 1)
+    }),
+    c("G118", |w| w.on(Field::GUEST_RFLAGS, RFLAGS_TF)),
+    c("G122", |w| w.link(ORDINARY)),
+    c("G122", |w| w.proc2(proc2::VMCS_SHADOWING).link(SHADOW)),
+    case("G123", return_from_smm, |w| w.link(CURRENT)),
+    case("G124", enter_smm, |w| {
+        w.set(Field::EXEC_VMCS_POINTER, ORDINARY).link(ORDINARY)
+    }),
+    case("G125", pae, |w| w.set(Field::GUEST_PDPTR0, 0xbe01)),
+    case("G125", pae, |w| w.set(Field::GUEST_PDPTR1, !1)),
+    case("G125", protected_mode, |w| w.set(Field::GUEST_PDPTR0, !0)),
+    case("G125", pae_memory, |w| w.set(Field::GUEST_CR3, PDPT | 0x1f)),
 ];
 
 fn posted_interrupts(w: &mut World) -> &mut World {
