@@ -349,7 +349,7 @@ impl Model {
             // Encodings that are NOPs where they are not listed.
             C::CET_IBT | C::CLDEMOTE | C::PREFETCHWT1 | C::PREFETCHITI => return true,
             // Without VMX they raise #UD by themselves.
-            C::VMX => return true,
+            C::VMX | C::INVEPT | C::INVVPID => return true,
             C::FPU | C::FPU287 | C::FPU387 => Feature::Fpu,
             C::X64 => Feature::Lm,
             C::ADX => Feature::Adx,

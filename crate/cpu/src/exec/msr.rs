@@ -23,6 +23,8 @@ fn mtrr_type_is_valid(kind: u8) -> bool {
 /// Eight variable-range registers, fixed ranges, write combining.
 const MTRR_CAP: u64 = 8 | 1 << 8 | 1 << 10;
 const MTRR_DEF_TYPE_BITS: u64 = 0xff | 1 << 10 | 1 << 11;
+/// IA32_DEBUGCTL: record branches.
+pub(crate) const DEBUGCTL_LBR: u64 = 1;
 /// Fast strings and xTPR messages; the rest of IA32_MISC_ENABLE tells what there is.
 const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 23;
 /// RDCL_NO, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO,
@@ -180,8 +182,13 @@ static TABLE: &[Row] = &[
         Holder::Special(|x| x.cpu.msrs.misc_enable, set_misc_enable),
         Rule::Any,
     ),
-    // No branch records, no branch trace, no single step on branches.
-    row(0x1d9, "IA32_DEBUGCTL", field!(debugctl), Rule::Bits(0)),
+    // Deviation: LBR can be set, but there are no (model-specific) registers to record branches in.
+    row(
+        0x1d9,
+        "IA32_DEBUGCTL",
+        field!(debugctl),
+        Rule::Bits(DEBUGCTL_LBR),
+    ),
     row(0x277, "IA32_PAT", field!(pat), Rule::Check(pat_is_valid)).needs(Feature::Pat),
     row(
         0x2ff,

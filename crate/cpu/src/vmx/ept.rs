@@ -50,8 +50,6 @@ pub(crate) struct Purpose {
 pub(crate) struct Mapping {
     /// Physical address of the byte.
     pub physical: u64,
-    /// Address bits that name the page.
-    pub span: u64,
     pub readable: bool,
     /// Writable, with its dirty flag set where there are such flags.
     pub writable: bool,
@@ -80,7 +78,6 @@ pub(crate) fn translate(
     let Some(eptp) = cpu.vmx.controls.eptp.filter(|_| cpu.vmx.non_root) else {
         return Ok(Mapping {
             physical: address,
-            span: !0 << 12,
             readable: true,
             writable: true,
             executable: true,
@@ -203,7 +200,6 @@ pub(crate) fn translate(
     }
     Ok(Mapping {
         physical: leaf & frame_mask & leaf_span | address & !leaf_span,
-        span: leaf_span,
         readable: allowed & READ != 0,
         writable: allowed & WRITE != 0 && (!flags || writes || leaf & DIRTY != 0),
         executable,

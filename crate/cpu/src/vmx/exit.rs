@@ -43,8 +43,6 @@ const ENTRY_FAILURE: u64 = 1 << 31;
 pub(super) const VALID: u32 = 1 << 31;
 /// Error-code-valid bit of interruption-information fields.
 pub(super) const HAS_ERROR: u32 = 1 << 11;
-/// Bit 12 of interruption information: IRET was unblocking NMIs.
-pub(super) const NMI_UNBLOCKING: u32 = 1 << 12;
 
 /// Interruptibility state (Vol. 3C, "Guest Non-Register State").
 pub(super) mod blocking {
@@ -236,10 +234,18 @@ fn pending_debug_field(cpu: &Vcpu) -> u64 {
     pending & (0xf | crate::interrupt::DR6_BS) | enabled
 }
 
+/// Most entries of an MSR list, as IA32_VMX_MISC 27:25 recommend (0: 512).
+const LIST_LIMIT: u64 = 512;
+
 /// The VM-exit MSR-store list.
 fn store_msrs(x: &mut Ctx) -> Option<()> {
     let count = x.cpu.vmx.vmcs.get(Field::VM_EXIT_MSR_STORE_COUNT);
     let list = x.cpu.vmx.vmcs.get(Field::VM_EXIT_MSR_STORE_ADDR);
+    if count > LIST_LIMIT {
+        return None;
+    }
+    // The TSC is stored as the host has it.
+    x.cpu.vmx.controls.tsc_offset = 0;
     for n in 0..count {
         let at = list.wrapping_add(16 * n);
         let mut head = [0; 8];
@@ -261,6 +267,9 @@ fn store_msrs(x: &mut Ctx) -> Option<()> {
 /// Loads the MSRs of a list; the number (from 1) of the first that cannot be loaded.
 pub(super) fn load_msrs(x: &mut Ctx, list: u64, count: u64) -> Result<(), u64> {
     for n in 0..count {
+        if n == LIST_LIMIT {
+            return Err(n + 1);
+        }
         let at = list.wrapping_add(16 * n);
         let mut entry = [0; 16];
         x.load_physical(at, &mut entry);
