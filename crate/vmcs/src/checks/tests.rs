@@ -653,6 +653,18 @@ fn explanation_has_condition_citation_and_values() {
     );
 }
 
+/// The cases use the constants of the rows, so these are held against numbers.
+#[test]
+fn constants_are_those_of_the_manual() {
+    let cr0 = [CR0_PE, CR0_WP, CR0_NW, CR0_CD, CR0_PG];
+    assert_eq!(cr0, [1, 0x1_0000, 0x2000_0000, 0x4000_0000, 0x8000_0000]);
+    let cr4 = [CR4_PAE, CR4_PCIDE, CR4_CET, CR4_FRED];
+    assert_eq!(cr4, [0x20, 0x2_0000, 0x80_0000, 0x1_0000_0000]);
+    assert_eq!([EFER_LME, EFER_LMA], [0x100, 0x400]);
+    let rflags = [RFLAGS_TF, RFLAGS_IF, RFLAGS_IOPL, RFLAGS_VM];
+    assert_eq!(rflags, [0x100, 0x200, 0x3000, 0x2_0000]);
+}
+
 #[test]
 fn no_vmcs_is_too_odd() {
     let mut random = Random::new(1);

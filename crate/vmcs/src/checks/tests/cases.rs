@@ -617,6 +617,12 @@ pub const CASES: &[Case] = &[
         w.set(Field::EXEC_VMCS_POINTER, 1)
     }),
     // The other clauses of rows that have several.
+    c("H001", |w| w.off(Field::HOST_CR0, CR0_PE)),
+    case("C076", return_to_root, |w| {
+        w.on(Field::GUEST_CR4, CR4_FRED)
+            .inject(event::OTHER, 1, 0)
+            .set(Field::VM_ENTRY_INSTRUCTION_LEN, 2)
+    }),
     c("C006", |w| {
         w.caps.basic |= 1 << 48;
         w.on(PROC1, proc1::USE_I_O_BITMAPS)
@@ -860,6 +866,20 @@ pub const CASES: &[Case] = &[
 
 /// What must not fail although it comes close: the row is the one that would be wrong.
 pub const ALLOWED: &[Case] = &[
+    c("H036", |w| {
+        w.set(Field::HOST_S_CET, NONCANONICAL)
+            .set(Field::HOST_SSP, NONCANONICAL)
+            .set(Field::HOST_SSP_TBL, NONCANONICAL)
+    }),
+    c("C047", |w| {
+        w.on(PROC1, proc1::USE_TPR_SHADOW)
+            .proc2(proc2::VIRTUAL_INTERRUPT_DELIVERY)
+            .proc3(proc3::APIC_TIMER_VIRTUALIZATION)
+            .set(Field::VIRTUAL_TIMER_VECTOR, 255)
+    }),
+    c("G017", |w| {
+        w.on(ENTRY, entry::LOAD_UINV).set(Field::GUEST_UINV, 255)
+    }),
     c("C005", |w| w.set(Field::CR3_TARGET_COUNT, 4)),
     c("C006", |w| w.set(Field::IO_BITMAP_A, 1)),
     c("C009", |w| {
