@@ -371,6 +371,7 @@ impl Guest {
             cpus: self.cpus,
             model: self.model,
             block_length,
+            vmx: None,
         })
         .ok()?;
         let mut state = self.state.clone();

@@ -367,7 +367,7 @@ fn port(x: &mut Ctx, i: &Instruction) -> Exec {
         return Ok(());
     }
     let mut exit = exit_of(ExitReason::IO_INSTRUCTION, i);
-    exit.qualification = size - 1
+    exit.qualification = (size - 1)
         | u64::from(input) << 3
         | u64::from(string) << 4
         | u64::from(string && repeated) << 5

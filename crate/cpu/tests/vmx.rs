@@ -1,0 +1,355 @@
+//! A hypervisor of a few instructions and its guest: what exits, in which order, with what.
+
+mod support;
+
+use hypernest_cpu::{
+    Model, Processor, ProcessorConfig, Ram, Stop, VcpuState, VmxChoice, VmxProfile,
+};
+use hypernest_vmcs::{ExitReason, Field, entry, exit, pin, proc1, proc2};
+use iced_x86::code_asm::{
+    CodeAssembler, al, byte_ptr, eax, ecx, edx, qword_ptr, r8, r9, r10, rax, rcx, rdx, rsi,
+};
+use support::{CODE, Nothing, long_mode};
+
+const VMXON: u64 = 0x4_0000;
+const VMCS: u64 = 0x4_1000;
+/// Where the hypervisor keeps the two pointers, its table of fields, and what it saw.
+const POINTERS: u64 = 0x4_2000;
+const TABLE: u64 = 0x4_3000;
+const SEEN: u64 = 0x4_6000;
+const HANDLER: u64 = 0x1_1000;
+const GUEST: u64 = 0x1_2000;
+const GUEST_STACK: u64 = 0x5_0000;
+const HOST_STACK: u64 = 0x5_2000;
+const EPT: u64 = 0x6_0000;
+
+fn assemble(
+    at: u64,
+    write: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+) -> Vec<u8> {
+    let mut a = CodeAssembler::new(64).unwrap();
+    write(&mut a).unwrap();
+    a.assemble(at).unwrap()
+}
+
+/// VMXON, VMCLEAR, VMPTRLD, a VMWRITE for each row of the table, VMLAUNCH. What follows a failed
+/// entry is HLT.
+fn launcher() -> Vec<u8> {
+    assemble(CODE, |a| {
+        let mut next = a.create_label();
+        let mut launch = a.create_label();
+        a.mov(ecx, 0x3a)?;
+        a.mov(eax, 5)?;
+        a.xor(edx, edx)?;
+        a.wrmsr()?;
+        a.vmxon(qword_ptr(POINTERS))?;
+        a.vmclear(qword_ptr(POINTERS + 8))?;
+        a.vmptrld(qword_ptr(POINTERS + 8))?;
+        a.mov(rsi, TABLE)?;
+        a.set_label(&mut next)?;
+        a.mov(rax, qword_ptr(rsi))?;
+        a.cmp(rax, -1)?;
+        a.je(launch)?;
+        a.vmwrite(rax, qword_ptr(rsi + 8))?;
+        a.add(rsi, 16)?;
+        a.jmp(next)?;
+        a.set_label(&mut launch)?;
+        a.mov(rsi, SEEN)?;
+        a.vmlaunch()?;
+        a.hlt()
+    })
+}
+
+/// Notes reason and qualification of an exit; a VMCALL ends it, everything else is skipped.
+fn handler() -> Vec<u8> {
+    let field = |field: Field| u64::from(field.encoding());
+    assemble(HANDLER, |a| {
+        let mut done = a.create_label();
+        a.mov(r8, field(Field::VM_EXIT_REASON))?;
+        a.vmread(qword_ptr(rsi), r8)?;
+        a.mov(r9, field(Field::EXIT_QUALIFICATION))?;
+        a.vmread(qword_ptr(rsi + 8), r9)?;
+        a.vmread(r8, r8)?;
+        a.add(rsi, 16)?;
+        a.cmp(r8, u32::from(ExitReason::VMCALL.0) as i32)?;
+        a.je(done)?;
+        a.mov(r8, field(Field::GUEST_RIP))?;
+        a.vmread(r9, r8)?;
+        a.mov(r10, field(Field::VM_EXIT_INSTRUCTION_LEN))?;
+        a.vmread(r10, r10)?;
+        a.add(r9, r10)?;
+        a.vmwrite(r8, r9)?;
+        a.vmresume()?;
+        a.set_label(&mut done)?;
+        a.hlt()
+    })
+}
+
+/// The fields of a 64-bit host and a 64-bit guest that share page tables.
+fn fields(profile: &VmxProfile, state: &VcpuState, ept: bool) -> Vec<(Field, u64)> {
+    use Field as F;
+    let caps = &profile.caps;
+    let must = |allowed0: u32, wanted: u32| u64::from(allowed0 | wanted);
+    let secondary = if ept {
+        proc2::ENABLE_EPT | proc2::ENABLE_VPID
+    } else {
+        0
+    };
+    let flat = 0xc093u64;
+    let mut list = vec![
+        (
+            F::PIN_BASED_VM_EXEC_CONTROL,
+            must(caps.pin_allowed0(), pin::EXTERNAL_INTERRUPT_EXITING),
+        ),
+        (
+            F::CPU_BASED_VM_EXEC_CONTROL,
+            must(
+                caps.proc1_allowed0(),
+                proc1::HLT_EXITING
+                    | proc1::UNCONDITIONAL_I_O_EXITING
+                    | proc1::ACTIVATE_SECONDARY_CONTROLS,
+            ),
+        ),
+        (
+            F::SECONDARY_VM_EXEC_CONTROL,
+            must(caps.proc2_allowed0(), secondary),
+        ),
+        (
+            F::VM_EXIT_CONTROLS,
+            must(caps.exit_allowed0(), exit::HOST_ADDRESS_SPACE_SIZE),
+        ),
+        (
+            F::VM_ENTRY_CONTROLS,
+            must(caps.entry_allowed0(), entry::IA_32E_MODE_GUEST),
+        ),
+        (F::EXCEPTION_BITMAP, 1 << 6),
+        (F::VMCS_LINK_POINTER, !0),
+        (F::HOST_CS_SELECTOR, 8),
+        (F::HOST_SS_SELECTOR, 16),
+        (F::HOST_DS_SELECTOR, 16),
+        (F::HOST_ES_SELECTOR, 16),
+        (F::HOST_FS_SELECTOR, 16),
+        (F::HOST_GS_SELECTOR, 16),
+        (F::HOST_TR_SELECTOR, 24),
+        (F::HOST_CR0, state.cr0),
+        (F::HOST_CR3, state.cr3),
+        (F::HOST_CR4, state.cr4),
+        (F::HOST_GDTR_BASE, state.gdtr.base),
+        (F::HOST_IDTR_BASE, state.idtr.base),
+        (F::HOST_RIP, HANDLER),
+        (F::HOST_RSP, HOST_STACK),
+        (F::GUEST_CR0, state.cr0),
+        (F::GUEST_CR3, state.cr3),
+        (F::GUEST_CR4, state.cr4),
+        (F::GUEST_GDTR_BASE, state.gdtr.base),
+        (F::GUEST_GDTR_LIMIT, 0xff),
+        (F::GUEST_IDTR_BASE, state.idtr.base),
+        (F::GUEST_IDTR_LIMIT, 0xfff),
+        (F::GUEST_CS_SELECTOR, 8),
+        (F::GUEST_CS_AR_BYTES, 0xa09b),
+        (F::GUEST_CS_LIMIT, 0xffff_ffff),
+        (F::GUEST_TR_SELECTOR, 24),
+        (F::GUEST_TR_AR_BYTES, 0x8b),
+        (F::GUEST_TR_LIMIT, 0x67),
+        (F::GUEST_LDTR_AR_BYTES, 1 << 16),
+        (F::GUEST_DR7, 0x400),
+        (F::GUEST_RFLAGS, 2),
+        (F::GUEST_RIP, GUEST),
+        (F::GUEST_RSP, GUEST_STACK),
+    ];
+    for (selector, access, limit) in [
+        (
+            F::GUEST_ES_SELECTOR,
+            F::GUEST_ES_AR_BYTES,
+            F::GUEST_ES_LIMIT,
+        ),
+        (
+            F::GUEST_SS_SELECTOR,
+            F::GUEST_SS_AR_BYTES,
+            F::GUEST_SS_LIMIT,
+        ),
+        (
+            F::GUEST_DS_SELECTOR,
+            F::GUEST_DS_AR_BYTES,
+            F::GUEST_DS_LIMIT,
+        ),
+        (
+            F::GUEST_FS_SELECTOR,
+            F::GUEST_FS_AR_BYTES,
+            F::GUEST_FS_LIMIT,
+        ),
+        (
+            F::GUEST_GS_SELECTOR,
+            F::GUEST_GS_AR_BYTES,
+            F::GUEST_GS_LIMIT,
+        ),
+    ] {
+        list.extend([(selector, 16), (access, flat), (limit, 0xffff_ffff)]);
+    }
+    if ept {
+        list.extend([
+            (F::EPT_POINTER, EPT | 3 << 3 | 6),
+            (F::VIRTUAL_PROCESSOR_ID, 7),
+        ]);
+    }
+    list
+}
+
+struct Outcome {
+    state: VcpuState,
+    /// Reason and qualification of each exit.
+    exits: Vec<(u16, u64)>,
+    saved: VcpuState,
+}
+
+/// Runs `guest` under the hypervisor until it halts; `change` may spoil the fields.
+fn run(
+    choice: VmxChoice,
+    ept: bool,
+    guest: &[u8],
+    change: impl FnOnce(&mut Vec<(Field, u64)>),
+) -> Outcome {
+    let model = <&Model>::default();
+    let profile = choice.profile(model).unwrap();
+    let config = ProcessorConfig {
+        vmx: Some(profile.clone()),
+        ..ProcessorConfig::default()
+    };
+    let mut processor = Processor::new(&config).unwrap();
+    let (mut ram, mut state) = long_mode(&processor);
+    state.cr4 |= 1 << 13;
+    state.rip = CODE;
+    let mut list = fields(&profile, &state, ept);
+    change(&mut list);
+    let put = |ram: &mut Ram, at: u64, value: u64| ram.write(at, &value.to_le_bytes()).unwrap();
+    for region in [VMXON, VMCS] {
+        put(&mut ram, region, u64::from(profile.layout.revision()));
+    }
+    put(&mut ram, POINTERS, VMXON);
+    put(&mut ram, POINTERS + 8, VMCS);
+    for (n, (field, value)) in list.iter().enumerate() {
+        put(&mut ram, TABLE + 16 * n as u64, u64::from(field.encoding()));
+        put(&mut ram, TABLE + 16 * n as u64 + 8, *value);
+    }
+    put(&mut ram, TABLE + 16 * list.len() as u64, !0);
+    // One to one: two tables, a directory, 4 KiB pages; GUEST + 1 page is absent.
+    put(&mut ram, EPT, (EPT + 0x1000) | 7);
+    put(&mut ram, EPT + 0x1000, (EPT + 0x2000) | 7);
+    put(&mut ram, EPT + 0x2000, (EPT + 0x3000) | 7);
+    for page in 0..512 {
+        let present = if page << 12 == GUEST + 0x1000 { 0 } else { 7 };
+        put(
+            &mut ram,
+            EPT + 0x3000 + 8 * page,
+            page << 12 | 6 << 3 | present,
+        );
+    }
+    ram.write(CODE, &launcher()).unwrap();
+    ram.write(HANDLER, &handler()).unwrap();
+    ram.write(GUEST, guest).unwrap();
+    processor.write_state(0, &state).unwrap();
+    // In two parts, with the state taken out and put back between them.
+    processor.run(&mut ram, &mut Nothing, 260);
+    let saved = processor.read_state(0);
+    processor.write_state(0, &saved).unwrap();
+    assert_eq!(
+        processor.read_state(0),
+        saved,
+        "what is saved can be loaded"
+    );
+    let stop = processor.run(&mut ram, &mut Nothing, 20_000);
+    assert_eq!(stop, Stop::Deadline);
+    let state = processor.read_state(0);
+    let word = |at: u64| u64::from_le_bytes(ram.load(at).unwrap());
+    let count = state.gpr[6].saturating_sub(SEEN) / 16;
+    let exits = (0..count)
+        .map(|n| (word(SEEN + 16 * n) as u16, word(SEEN + 16 * n + 8)))
+        .collect();
+    Outcome {
+        state,
+        exits,
+        saved,
+    }
+}
+
+/// CPUID, RDMSR, IN, HLT, a load, UD2, VMCALL.
+fn guest() -> Vec<u8> {
+    assemble(GUEST, |a| {
+        a.xor(eax, eax)?;
+        a.cpuid()?;
+        a.mov(ecx, 0x277)?;
+        a.rdmsr()?;
+        a.in_(al, 0x60)?;
+        a.hlt()?;
+        a.mov(rcx, GUEST + 0x1000)?;
+        a.mov(rdx, qword_ptr(rcx))?;
+        a.vmcall()
+    })
+}
+
+const ORDINARY: [u16; 4] = [
+    ExitReason::CPUID.0,
+    ExitReason::RDMSR.0,
+    ExitReason::IO_INSTRUCTION.0,
+    ExitReason::HLT.0,
+];
+
+#[test]
+fn a_guest_exits_where_its_hypervisor_asked() {
+    for choice in [VmxChoice::Max, VmxChoice::Kvm] {
+        let done = run(choice, false, &guest(), |_| ());
+        let reasons: Vec<u16> = done.exits.iter().map(|(reason, _)| *reason).collect();
+        let expected: Vec<u16> = ORDINARY.into_iter().chain([ExitReason::VMCALL.0]).collect();
+        assert_eq!(reasons, expected);
+        // IN of one byte from an immediate port.
+        assert_eq!(done.exits[2].1, 0x60 << 16 | 1 << 6 | 1 << 3);
+        assert!(done.saved.vmx.current.is_some());
+        assert!(!done.state.vmx.non_root);
+        assert_eq!(done.state.gpr[4], HOST_STACK);
+    }
+}
+
+#[test]
+fn memory_without_an_ept_entry_exits_with_what_was_tried() {
+    // The exit names no length, so that the guest is told it by hand: the load ends it here.
+    let code = assemble(GUEST, |a| {
+        a.mov(rcx, GUEST + 0x1ff8)?;
+        a.mov(byte_ptr(rcx), al)?;
+        a.vmcall()
+    });
+    let done = run(VmxChoice::Max, true, &code, |_| ());
+    // A write, the linear address valid, of the final translation.
+    assert_eq!(done.exits[0], (ExitReason::EPT_VIOLATION.0, 0x182));
+}
+
+#[test]
+fn a_bad_control_field_fails_the_entry_with_error_7_and_bad_guest_state_exits() {
+    let done = run(VmxChoice::Max, false, &guest(), |list| {
+        list.push((Field::CR3_TARGET_COUNT, 5));
+    });
+    assert!(done.exits.is_empty());
+    let error = u64::from(Field::VM_INSTRUCTION_ERROR.encoding());
+    let seen = done
+        .state
+        .vmx
+        .fields
+        .iter()
+        .find(|(n, _)| u64::from(*n) == error);
+    assert_eq!(seen.map(|(_, value)| *value), Some(7));
+    assert_ne!(done.state.rflags & 1 << 6, 0);
+
+    let done = run(VmxChoice::Max, false, &guest(), |list| {
+        list.push((Field::GUEST_RFLAGS, 0));
+    });
+    // Reason 33 with bit 31, which a 16-bit view leaves out.
+    assert_eq!(done.exits.first().map(|exit| exit.0), Some(33));
+}
+
+#[test]
+fn without_vmx_its_instructions_do_not_exist() {
+    let code = assemble(CODE, |a| a.vmxon(qword_ptr(POINTERS)));
+    let (mut processor, mut ram) = support::machine(64, &code);
+    processor.run(&mut ram, &mut Nothing, 10);
+    let rip = processor.read_state(0).rip;
+    assert_eq!((rip - support::HANDLERS) / 16, 6, "#UD");
+}
