@@ -8,6 +8,7 @@ use crate::acpi;
 use crate::board::Board;
 use crate::boot::{Boot, BootError, Module};
 use crate::device::{Device, DeviceError};
+use crate::devices::pic::Pic;
 use crate::devices::virtio::{Backend, Block, Console, DiskImage};
 use crate::engine::{Engine, EngineConfig, EngineError, SoftwareEngine};
 use crate::machine::Machine;
@@ -285,6 +286,7 @@ impl<'a> MachineBuilder<'a> {
         })?;
         let mut boot = None;
         if let Some(image) = &self.image {
+            board.interrupts.pic = Pic::at_boot();
             let tables = acpi::build(cpus, board.virtio.len());
             let modules: Vec<Module<'_>> = self
                 .modules

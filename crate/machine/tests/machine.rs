@@ -414,3 +414,38 @@ fn every_cpu_starts_with_write_back_memory() {
         assert_eq!(machine.read_vcpu(vcpu).unwrap().msrs.mtrr_def_type, 0xc06);
     }
 }
+
+/// In virtual wire mode the 8259 pair has the vectors that firmware gives it, and a short pulse ends HLT.
+#[test]
+fn the_8259_interrupts_with_the_vectors_of_a_pc() {
+    for (irq, vector) in [(1, 0x09), (7, 0x0f), (8, 0x70), (11, 0x73), (15, 0x77)] {
+        let code = real(|a| {
+            let mut begin = a.create_label();
+            a.jmp(begin)?;
+            a.mov(al, 1)?; // 7C02: the handler
+            a.out(0xf4, al)?;
+            // 7C06: all others'
+            a.mov(al, 2)?;
+            a.out(0xf4, al)?;
+            a.set_label(&mut begin)?;
+            a.xor(ax, ax)?;
+            a.mov(ds, ax)?;
+            a.mov(ss, ax)?;
+            a.mov(sp, 0x7000)?;
+            for other in 0..0x80 {
+                a.mov(word_ptr(other * 4), 0x7c06)?;
+            }
+            a.mov(word_ptr(vector * 4), 0x7c02)?;
+            a.mov(dx, 0x2000 + irq)?;
+            a.mov(eax, 1)?;
+            a.out(dx, eax)?;
+            a.mov(eax, 0)?;
+            a.out(dx, eax)?;
+            a.sti()?;
+            a.hlt()
+        });
+        let mut machine = small(&code).build().unwrap();
+        let stop = machine.run(&Until::tick(1_000_000)).unwrap();
+        assert!(matches!(stop, Stop::Exit { value: 1 }), "{irq}: {stop:?}");
+    }
+}

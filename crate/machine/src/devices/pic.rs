@@ -252,6 +252,18 @@ impl Pic {
         pic
     }
 
+    /// Controllers as a PC's firmware leaves them: vectors 08h-0Fh and 70h-77h (IBM PC AT Technical
+    /// Reference, "System Interrupts"), edge-triggered, in cascade. Without firmware there are no
+    /// handlers, and nothing that would have to be masked.
+    pub fn at_boot() -> Pic {
+        let mut state = PicState::default();
+        for (chip, vector_base) in state.chips.iter_mut().zip([0x08, 0x70]) {
+            chip.vector_base = vector_base;
+            chip.expects_icw4 = true;
+        }
+        Pic::from_state(state)
+    }
+
     /// Sets the level of input 0-15. Input 2 is the cascade and takes no wire.
     pub fn set_line(&mut self, input: u8, level: bool) {
         if input != spec::CASCADE && input < 16 {
