@@ -19,6 +19,8 @@ const LIMIT_SECONDS: u64 = 400;
 pub struct LinuxRun<'a> {
     pub kernel: &'a Kernel,
     pub cpus: u32,
+    /// Words for its init.
+    pub words: &'a str,
     /// Further options of `hypernest run`.
     pub options: Vec<String>,
 }
@@ -31,7 +33,7 @@ impl LinuxRun<'_> {
             .arg(self.kernel.image())
             .arg("--initrd")
             .arg(self.kernel.initramfs())
-            .args(["--append", &format!("{LINUX_ARGS} anchor.stop=boot")])
+            .args(["--append", &format!("{LINUX_ARGS} {}", self.words)])
             .args(["--memory", "256M", "--serial", "stdio"])
             .args(["--cpus", &self.cpus.to_string()])
             .args(["--timeout", &LIMIT_SECONDS.to_string()])
@@ -44,6 +46,81 @@ impl LinuxRun<'_> {
         println!("$ {}", shown(&run));
         capture(Duration::from_secs(LIMIT_SECONDS + 30), &mut run)
     }
+}
+
+/// Ends the run when init has been reached.
+pub const STOP_AT_INIT: &str = "anchor.stop=boot";
+
+/// Both kernels as hypervisors: KVM's own module runs small guests, whose results they print.
+pub fn nested() -> Result<Outcome> {
+    let there: Vec<_> = KERNELS
+        .iter()
+        .filter(|kernel| kernel.image().exists())
+        .collect();
+    if there.is_empty() {
+        return Ok(Outcome::Skipped(
+            "there is no guest image: see suite guests".into(),
+        ));
+    }
+    let cli = build::cli()?;
+    let mut failures = Vec::new();
+    for kernel in &there {
+        for (profile, module) in [("max", ""), ("kvm", ""), ("max", "anchor.kvm_intel=vpid=0")] {
+            let name = format!(
+                "KVM of Linux {} under --vmx {profile} {module}",
+                kernel.series
+            );
+            let result = LinuxRun {
+                kernel,
+                cpus: 1,
+                words: &format!("anchor.n=500 {module}"),
+                options: vec!["--vmx".into(), profile.into()],
+            }
+            .capture(&cli)?;
+            match nested_failure(&result) {
+                None => println!("{name}: all well after {:.1} s", result.time.as_secs_f64()),
+                Some(why) => {
+                    println!("{name}: {why}");
+                    show_end(&result);
+                    failures.push(format!("{name}: {why}"));
+                }
+            }
+        }
+    }
+    if !failures.is_empty() {
+        bail!("{}", failures.join("; "));
+    }
+    Ok(Outcome::Passed)
+}
+
+/// The guests of the guest that must report.
+const L2_TESTS: [&str; 10] = [
+    "real_out",
+    "cpuid",
+    "vmcall",
+    "long_out",
+    "mmio",
+    "touch_cold",
+    "touch_warm",
+    "touch_populated",
+    "spin",
+    "timer",
+];
+
+fn nested_failure(result: &Captured) -> Option<String> {
+    match result.status.map(|status| status.code()) {
+        None | Some(Some(124)) => return Some("did not end in time".into()),
+        Some(Some(0)) => {}
+        Some(code) => return Some(format!("ended with exit code {code:?}")),
+    }
+    let missing: Vec<_> = L2_TESTS
+        .into_iter()
+        .filter(|test| !result.stdout.contains(&format!("L2 {test} ok=1")))
+        .collect();
+    if !missing.is_empty() {
+        return Some(format!("no good result of {}", missing.join(", ")));
+    }
+    (!result.stdout.contains("ANCHOR L2 rc=0")).then(|| "l2test reports a failure".into())
 }
 
 /// Both kernels with one and two processors.
@@ -66,6 +143,7 @@ pub fn boots() -> Result<Outcome> {
             let result = LinuxRun {
                 kernel,
                 cpus,
+                words: STOP_AT_INIT,
                 options,
             }
             .capture(&cli)?;
@@ -187,6 +265,7 @@ fn native_end(cli: &Path, kernel: &Kernel, cpus: u32, block: Option<u32>) -> Res
         kernel,
         cpus,
         options,
+        words: STOP_AT_INIT,
     }
     .capture(cli)?;
     let text = fs::read_to_string(&report);

@@ -26,6 +26,10 @@ const PARTS: &[Part] = &[
         run: integration::boots,
     },
     Part {
+        name: "nested",
+        run: integration::nested,
+    },
+    Part {
         name: "determinism",
         run: integration::determinism,
     },

@@ -218,6 +218,15 @@ fn one_line(text: &str) -> String {
     }
 }
 
+fn vmx(text: &str) -> Result<VmxChoice, String> {
+    match text {
+        "none" => Ok(VmxChoice::None),
+        "kvm" => Ok(VmxChoice::Kvm),
+        "max" => Ok(VmxChoice::Max),
+        _ => Err("there are none, kvm and max".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,14 +301,5 @@ mod tests {
             let error = run(wrong).unwrap_err();
             assert!(!error.contains('\n'), "{error:?}");
         }
-    }
-}
-
-fn vmx(text: &str) -> Result<VmxChoice, String> {
-    match text {
-        "none" => Ok(VmxChoice::None),
-        "kvm" => Ok(VmxChoice::Kvm),
-        "max" => Ok(VmxChoice::Max),
-        _ => Err("there are none, kvm and max".into()),
     }
 }

@@ -73,6 +73,8 @@ pub(crate) struct CodeCache {
     recent: Box<[BlockId]>,
     by_page: BTreeMap<u32, Vec<BlockId>>,
     max_block: usize,
+    /// Grows when every block is dropped: numbers of blocks from before mean others now.
+    pub generation: u64,
 }
 
 impl CodeCache {
@@ -86,11 +88,13 @@ impl CodeCache {
             recent: vec![NO_BLOCK; RECENT].into_boxed_slice(),
             by_page: BTreeMap::new(),
             max_block: max_block.clamp(1, MAX_BLOCK),
+            generation: 0,
         }
     }
 
     /// Drops every block.
     pub fn clear(&mut self, ram: &mut Ram) {
+        self.generation += 1;
         self.ops.clear();
         self.instructions.clear();
         self.blocks.clear();

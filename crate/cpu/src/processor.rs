@@ -405,9 +405,12 @@ impl Processor {
                 }
                 step(x, left, self.tracer.as_mut().map(|t| (t, vcpu))).map(|()| Next::Lookup)
             } else {
+                let generation = self.code.generation;
                 match find(&mut self.code, x) {
                     Ok(Some(id)) => {
-                        if let Some((from, slot)) = link.take() {
+                        if let Some((from, slot)) = link.take()
+                            && generation == self.code.generation
+                        {
                             connect(&mut self.code, from, slot, id);
                         }
                         // The block may be the first code on its page.

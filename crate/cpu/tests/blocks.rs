@@ -139,3 +139,25 @@ fn a_device_that_writes_code_is_seen() {
     processor.run(&mut ram, &mut Nothing, u64::MAX);
     assert_eq!(processor.read_state(0).gpr[0], 42);
 }
+
+#[test]
+fn more_code_than_is_kept_decoded_runs_on() {
+    // A mile of NOPs and a jump back: the cache fills in the middle of a chain of linked blocks.
+    const START: u64 = 0x8_0000;
+    const LENGTH: usize = 0x17_0000;
+    let (mut processor, mut ram) = machine(64, &[]);
+    let mut code = vec![0x90; LENGTH];
+    let back = -(LENGTH as i32);
+    code[LENGTH - 5] = 0xe9;
+    code[LENGTH - 4..].copy_from_slice(&back.to_le_bytes());
+    ram.write(START, &code).unwrap();
+    let mut state = processor.read_state(0);
+    state.rip = START;
+    processor.write_state(0, &state).unwrap();
+    let round = LENGTH as u64 - 4;
+    assert_eq!(
+        processor.run(&mut ram, &mut Nothing, 2 * round + 1000),
+        Stop::Deadline
+    );
+    assert_eq!(processor.read_state(0).rip, START + 1000);
+}

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use hypernest_cpu::{Activity, Bus, Ram, Tick, VcpuState};
 use hypernest_machine::{
-    Capabilities, Clock, Engine, EngineConfig, EngineError, EngineStop, Owner,
+    Capabilities, Clock, Engine, EngineConfig, EngineError, EngineStop, Owner, VmxChoice,
 };
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
@@ -54,6 +54,9 @@ impl KvmEngine {
     pub fn new(config: &EngineConfig) -> Result<KvmEngine, EngineError> {
         if config.cpus != 1 {
             return Err(missing("more than one vCPU"));
+        }
+        if config.vmx != VmxChoice::None {
+            return Err(missing("VMX inside"));
         }
         let kvm = ioctl("open /dev/kvm", Kvm::new())?;
         let vm = ioctl("KVM_CREATE_VM", kvm.create_vm())?;

@@ -123,6 +123,7 @@ fn boot(cli: &Path, kernel: &Kernel, pairs: usize) -> Result<f64> {
         let run = LinuxRun {
             kernel,
             cpus: 1,
+            words: crate::integration::STOP_AT_INIT,
             options,
         };
         ours.push(run_until(&mut run.command(cli), MARKER, LIMIT)?);

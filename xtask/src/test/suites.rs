@@ -85,6 +85,11 @@ pub const SUITES: &[Suite] = &[
         run: integration::boots,
     },
     Suite {
+        name: "nested",
+        about: "stock kernels run guests with KVM",
+        run: integration::nested,
+    },
+    Suite {
         name: "determinism",
         about: "equal runs end in equal states, natively and in WebAssembly",
         run: integration::determinism,
