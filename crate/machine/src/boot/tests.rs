@@ -67,6 +67,7 @@ pub fn reset_state() -> VcpuState {
         monitor: None,
         random_count: 0,
         apic: ApicState::default(),
+        vmx: Default::default(),
     }
 }
 
