@@ -455,6 +455,11 @@ mod tests {
     fn every_register_can_be_read_and_written_back_unless_read_only() {
         let mut f = Fixture::long();
         for row in TABLE {
+            if row.number == FEATURE_CONTROL {
+                // Exists with VMX alone.
+                assert_eq!(f.with(|x| read(x, row.number)), Err(GP0));
+                continue;
+            }
             let done = f.with(|x| {
                 let value = read(x, row.number)?;
                 write(x, row.number, value)
