@@ -48,20 +48,27 @@ impl LinuxRun<'_> {
     }
 }
 
+/// The kernels whose images have been made; `None` where there are none.
+fn kernels() -> Option<Vec<&'static Kernel>> {
+    let there: Vec<_> = KERNELS
+        .iter()
+        .filter(|kernel| kernel.image().exists())
+        .collect();
+    (!there.is_empty()).then_some(there)
+}
+
+fn no_images() -> Outcome {
+    Outcome::Skipped("there is no guest image: see suite guests".into())
+}
+
 /// Ends the run when init has been reached.
 pub const STOP_AT_INIT: &str = "anchor.stop=boot";
 
 /// Both kernels as hypervisors: KVM's own module runs small guests, whose results they print.
 pub fn nested() -> Result<Outcome> {
-    let there: Vec<_> = KERNELS
-        .iter()
-        .filter(|kernel| kernel.image().exists())
-        .collect();
-    if there.is_empty() {
-        return Ok(Outcome::Skipped(
-            "there is no guest image: see suite guests".into(),
-        ));
-    }
+    let Some(there) = kernels() else {
+        return Ok(no_images());
+    };
     let cli = build::cli()?;
     let mut failures = Vec::new();
     for kernel in &there {
@@ -125,15 +132,9 @@ fn nested_failure(result: &Captured) -> Option<String> {
 
 /// Both kernels with one and two processors.
 pub fn boots() -> Result<Outcome> {
-    let there: Vec<_> = KERNELS
-        .iter()
-        .filter(|kernel| kernel.image().exists())
-        .collect();
-    if there.is_empty() {
-        return Ok(Outcome::Skipped(
-            "there is no guest image: see suite guests".into(),
-        ));
-    }
+    let Some(there) = kernels() else {
+        return Ok(no_images());
+    };
     let cli = build::cli()?;
     let mut failures = Vec::new();
     for kernel in &there {
@@ -208,9 +209,7 @@ const COMPARED_TICK: u64 = 300_000_000;
 pub fn determinism() -> Result<Outcome> {
     let kernel = &KERNELS[0];
     if !kernel.image().exists() {
-        return Ok(Outcome::Skipped(
-            "there is no guest image: see suite guests".into(),
-        ));
+        return Ok(no_images());
     }
     let cli = build::cli()?;
     build::wasm()?;

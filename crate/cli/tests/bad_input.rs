@@ -103,6 +103,10 @@ fn absurd_sizes_and_unknown_names_say_what_is_possible() {
         &["\"i386\"", "choose one of"],
     );
     refused(
+        &["run", &kernel, "--vmx", "svm"],
+        &["--vmx", "none, kvm and max"],
+    );
+    refused(
         &["run", &kernel, "--serial", "tcp"],
         &["--serial", "stdio, file:F or none"],
     );
