@@ -519,9 +519,9 @@ pub(crate) enum Code {
     PxorXx,
 }
 
-/// One operation. `repr(C)`: 32 bytes, half a cache line.
+/// One operation. `repr(C)`: 32 bytes, aligned: half a cache line, never across two.
 #[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
+#[repr(C, align(32))]
 pub(crate) struct Op {
     pub code: Code,
     pub dst: u8,

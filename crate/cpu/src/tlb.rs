@@ -23,9 +23,10 @@ pub(crate) enum Kind {
     User,
 }
 
-/// One cached translation. `repr(C)`: translated code will read it.
+/// One cached translation. `repr(C)`: translated code will read it. Aligned, so that none lies across
+/// two cache lines.
 #[derive(Clone, Copy)]
-#[repr(C)]
+#[repr(C, align(32))]
 pub(crate) struct Entry {
     pub read: u64,
     /// Only once D is set and while the page holds no decoded code.

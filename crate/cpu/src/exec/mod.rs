@@ -68,6 +68,7 @@ pub(crate) fn repeat(x: &mut Ctx, i: &Instruction, left: &mut u64) -> Exec {
 }
 
 /// Executes `i`.
+#[inline(never)]
 pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
     use Mnemonic::*;
     if x.cpu.vmx.non_root {
