@@ -84,14 +84,8 @@ pub fn nested() -> Result<Outcome> {
                 options: vec!["--vmx".into(), profile.into()],
             }
             .capture(&cli)?;
-            match nested_failure(&result) {
-                None => println!("{name}: all well after {:.1} s", result.time.as_secs_f64()),
-                Some(why) => {
-                    println!("{name}: {why}");
-                    show_end(&result);
-                    failures.push(format!("{name}: {why}"));
-                }
-            }
+            let failure = nested_failure(&result);
+            failures.extend(told(&name, "all well", &result, failure));
         }
     }
     if !failures.is_empty() {
@@ -148,17 +142,8 @@ pub fn boots() -> Result<Outcome> {
                 options,
             }
             .capture(&cli)?;
-            match boot_failure(&result, cpus) {
-                None => println!(
-                    "{name}: at its init after {:.1} s",
-                    result.time.as_secs_f64()
-                ),
-                Some(why) => {
-                    println!("{name}: {why}");
-                    show_end(&result);
-                    failures.push(format!("{name}: {why}"));
-                }
-            }
+            let failure = boot_failure(&result, cpus);
+            failures.extend(told(&name, "at its init", &result, failure));
         }
     }
     if !failures.is_empty() {
@@ -183,6 +168,17 @@ fn boot_failure(result: &Captured, cpus: u32) -> Option<String> {
         .lines()
         .any(|line| line.contains("Brought up") && line.contains(&brought_up));
     (!smp).then(|| format!("did not bring up {cpus} processor(s)"))
+}
+
+/// Prints how a run went: `good` with its time, or why it failed and the end of what it printed.
+fn told(name: &str, good: &str, result: &Captured, failure: Option<String>) -> Option<String> {
+    let Some(why) = failure else {
+        println!("{name}: {good} after {:.1} s", result.time.as_secs_f64());
+        return None;
+    };
+    println!("{name}: {why}");
+    show_end(result);
+    Some(format!("{name}: {why}"))
 }
 
 fn show_end(result: &Captured) {

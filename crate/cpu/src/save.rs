@@ -458,11 +458,7 @@ impl Vcpu {
         self.monitor = state.monitor;
         self.random_count = state.random_count;
         self.vmx.load(&state.vmx);
-        let pcid = if self.cr4 & cr::CR4_PCIDE != 0 {
-            self.cr3 as u16 & 0xfff
-        } else {
-            0
-        };
+        let pcid = self.current_pcid();
         if self.vmx.non_root {
             let controls = self.vmx.controls;
             self.tlb.enter_guest(controls.vpid, controls.eptp, pcid);

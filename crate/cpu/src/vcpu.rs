@@ -176,6 +176,20 @@ pub(crate) struct Vcpu {
 }
 
 impl Vcpu {
+    /// The PCID in CR3; 0 where there are none.
+    pub fn current_pcid(&self) -> u16 {
+        if self.cr4 & cr::CR4_PCIDE != 0 {
+            self.cr3 as u16 & 0xfff
+        } else {
+            0
+        }
+    }
+
+    /// PAE paging: page-directory-pointer registers are in use.
+    pub fn uses_pdptes(&self) -> bool {
+        crate::exec::control::uses_pdptes(self.cr0, self.cr4, self.msrs.efer)
+    }
+
     /// Bits of CR4 that may be set.
     pub fn cr4_bits(&self) -> u64 {
         let vmx = if self.vmx.profile.is_some() {

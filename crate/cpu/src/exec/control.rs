@@ -69,7 +69,7 @@ pub(super) fn mov(x: &mut Ctx, i: &Instruction) -> Exec {
 }
 
 /// Whether the paging mode is that with page-directory-pointer registers.
-fn uses_pdptes(cr0: u64, cr4: u64, efer: u64) -> bool {
+pub(crate) fn uses_pdptes(cr0: u64, cr4: u64, efer: u64) -> bool {
     cr0 & cr::CR0_PG != 0 && cr4 & cr::CR4_PAE != 0 && efer & cr::EFER_LMA == 0
 }
 
@@ -191,7 +191,7 @@ fn write_cr3(x: &mut Ctx, value: u64) -> Exec {
         if new & x.cpu.model.reserved_physical() != 0 {
             return Err(GP0);
         }
-    } else if uses_pdptes(x.cpu.cr0, x.cpu.cr4, x.cpu.msrs.efer) {
+    } else if x.cpu.uses_pdptes() {
         load_pdptes(x, new)?;
     }
     x.cpu.cr3 = new;
@@ -289,19 +289,26 @@ fn mov_debug(x: &mut Ctx, special: Register, general: Register, write: bool) -> 
     Ok(())
 }
 
-/// INVLPG. An address that is not canonical is no error and names no page.
-pub(super) fn invlpg(x: &mut Ctx, i: &Instruction) -> Exec {
-    privileged(x)?;
+/// Linear address of a memory operand, without any check.
+pub(crate) fn linear_operand(x: &mut Ctx, i: &Instruction) -> u64 {
     let (seg, offset) = x.address(i);
     let base = match seg {
         Seg::Fs | Seg::Gs => x.cpu.seg(seg).base,
         _ if x.cpu.is_64() => 0,
         _ => x.cpu.seg(seg).base,
     };
-    let mut linear = base.wrapping_add(offset);
-    if !x.cpu.is_64() {
-        linear &= 0xffff_ffff;
+    let linear = base.wrapping_add(offset);
+    if x.cpu.is_64() {
+        linear
+    } else {
+        linear & 0xffff_ffff
     }
+}
+
+/// INVLPG. An address that is not canonical is no error and names no page.
+pub(super) fn invlpg(x: &mut Ctx, i: &Instruction) -> Exec {
+    privileged(x)?;
+    let linear = linear_operand(x, i);
     x.cpu.tlb.flush_page(linear);
     x.cpu.leave_block = true;
     Ok(())

@@ -141,9 +141,7 @@ fn load_guest(x: &mut Ctx) {
         // An event enters an active processor.
         cpu.activity = Activity::Active;
     }
-    let pae = cpu.cr0 & cr::CR0_PG != 0
-        && cpu.cr4 & cr::CR4_PAE != 0
-        && cpu.msrs.efer & cr::EFER_LMA == 0;
+    let pae = cpu.uses_pdptes();
     let mut pdptes = None;
     if pae && controls.proc2(proc2::ENABLE_EPT) {
         pdptes = Some([
@@ -160,11 +158,7 @@ fn load_guest(x: &mut Ctx) {
         .then(|| now.saturating_add(timer << rate));
     cpu.vmx.controls = controls;
     cpu.vmx.non_root = true;
-    let pcid = if cpu.cr4 & cr::CR4_PCIDE != 0 {
-        cpu.cr3 as u16 & 0xfff
-    } else {
-        0
-    };
+    let pcid = cpu.current_pcid();
     cpu.tlb.enter_guest(controls.vpid, controls.eptp, pcid);
     if pae && pdptes.is_none() {
         pdptes = crate::paging::load_pdptes(x.cpu, x.ram, x.cpu.cr3).ok();

@@ -130,7 +130,7 @@ fn save_guest(x: &mut Ctx, exit: &Exit) {
         has(controls::SAVE_IA32_PAT),
         has(controls::SAVE_IA32_EFER),
     );
-    let pae = cpu.cr0 & cr::CR0_PG != 0 && cpu.cr4 & cr::CR4_PAE != 0 && !cpu.long_mode();
+    let pae = cpu.uses_pdptes();
     let rflags = cpu.flags.get();
     let mut interruptibility = 0;
     if cpu.sti_shadow {
@@ -376,15 +376,11 @@ fn load_host(x: &mut Ctx) -> Exec {
     vmx.preemption_deadline = None;
     let keep = vmx.controls.vpid != 0;
     vmx.controls = super::Controls::default();
-    let pcid = if cpu.cr4 & cr::CR4_PCIDE != 0 {
-        cpu.cr3 as u16 & 0xfff
-    } else {
-        0
-    };
+    let pcid = cpu.current_pcid();
     cpu.tlb.enter_host(pcid, keep);
     cpu.refresh();
     cpu.touched_outside();
-    let pae = cpu.cr0 & cr::CR0_PG != 0 && cpu.cr4 & cr::CR4_PAE != 0 && !cpu.long_mode();
+    let pae = cpu.uses_pdptes();
     if pae {
         match crate::paging::load_pdptes(x.cpu, x.ram, x.cpu.cr3) {
             Ok(pdptes) => x.cpu.pdpte = pdptes,

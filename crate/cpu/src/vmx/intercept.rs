@@ -7,6 +7,7 @@ use hypernest_vmcs::{ExitReason, Field, proc1, proc2};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::exit::{Exit, leave};
+use crate::exec::control::linear_operand;
 use crate::flags::bit;
 use crate::mem::Ctx;
 use crate::trap::{Exec, UD};
@@ -263,19 +264,6 @@ fn random(x: &mut Ctx, i: &Instruction, reason: ExitReason) -> crate::trap::Trap
         ..exit_of(reason, i)
     };
     leave(x.cpu, exit)
-}
-
-/// Linear address of a memory operand, whatever it is worth.
-fn linear_operand(x: &mut Ctx, i: &Instruction) -> u64 {
-    let (seg, offset) = x.address(i);
-    let flat = x.cpu.is_64() && !matches!(seg, crate::vcpu::Seg::Fs | crate::vcpu::Seg::Gs);
-    let base = if flat { 0 } else { x.cpu.seg(seg).base };
-    let linear = base.wrapping_add(offset);
-    if x.cpu.is_64() {
-        linear
-    } else {
-        linear & 0xffff_ffff
-    }
 }
 
 // ---- MSRs and ports ----
