@@ -36,7 +36,7 @@ fn main() {
     emit("check_rows.rs", &lists::checks(&Table::read("vmx_checks")));
     emit(
         "layouts.rs",
-        &layouts::generate(&fields, &Table::read("layout_kvm_11e57ed0")),
+        &layouts::generate(&fields, &Table::read("layouts")),
     );
 }
 

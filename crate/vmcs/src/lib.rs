@@ -43,5 +43,5 @@ pub use control::{
 pub use exit_reason::{ExitReason, ExitReasonInfo, Validity};
 pub use field::{Exists, Field, FieldSet, Kind, Width, group};
 pub use instruction_error::InstructionError;
-pub use layout::{Layout, LayoutError, Slot, revision};
+pub use layout::{LaunchState, Layout, LayoutError, Slot, revision};
 pub use vmcs::Vmcs;

@@ -61,8 +61,11 @@ pub(super) fn clear(x: &mut Ctx, address: u64) {
     let Some(profile) = x.cpu.vmx.profile.clone() else {
         return;
     };
-    if revision(x, address) & !SHADOW == profile.layout.revision() {
-        let at = address + u64::from(profile.layout.launch_state_offset());
-        x.store_physical(at, &0u32.to_le_bytes());
+    if revision(x, address) & !SHADOW == profile.layout.revision()
+        && let Some(launch) = profile.layout.launch_state()
+    {
+        let at = address + u64::from(launch.offset);
+        let clear = launch.clear.to_le_bytes();
+        x.store_physical(at, &clear[..usize::from(launch.width)]);
     }
 }

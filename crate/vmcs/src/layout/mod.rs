@@ -13,12 +13,14 @@ include!(concat!(env!("OUT_DIR"), "/layouts.rs"));
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     name: Cow<'static, str>,
-    revision: u32,
+    title: Cow<'static, str>,
+    revisions: Cow<'static, [u32]>,
     size: usize,
     used: usize,
-    launch_state: u16,
+    launch_state: Option<LaunchState>,
     slots: Cow<'static, [Slot]>,
     fields: FieldSet,
+    yields: Cow<'static, [(Field, Field)]>,
 }
 
 /// The place of one field in a [`Layout`].
@@ -30,6 +32,37 @@ pub struct Slot {
     pub offset: u16,
     /// Bytes: 1 to 8. The value is little-endian, zero-extended when it is read.
     pub width: u8,
+    /// The 32-bit value is stored rotated left by 8 bits.
+    pub rotated: bool,
+}
+
+/// Where a region keeps whether its VMCS was launched, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaunchState {
+    /// Bytes from the start of the region.
+    pub offset: u16,
+    /// Bytes: 1 to 4.
+    pub width: u8,
+    /// What is written for clear.
+    pub clear: u32,
+    /// What is written for launched.
+    pub launched: u32,
+    /// A VMCS is launched when one of these bits is set.
+    pub mask: u32,
+}
+
+impl LaunchState {
+    /// 32 bits at `offset`: 0 is clear, everything else launched, as most have it.
+    #[must_use]
+    pub const fn at(offset: u16) -> Self {
+        Self {
+            offset,
+            width: 4,
+            clear: 0,
+            launched: 1,
+            mask: u32::MAX,
+        }
+    }
 }
 
 /// A region cannot be read or written, or a layout makes no sense.
@@ -70,22 +103,19 @@ pub enum LayoutError {
     /// A field has two slots.
     #[error("{0:?} has two slots")]
     Twice(Field),
+    /// The launch state is empty or wider than 4 bytes.
+    #[error("a launch state of {0} bytes")]
+    LaunchWidth(u8),
+    /// Clear and launched cannot be told apart, or do not fit.
+    #[error("the launch state's values for clear and launched do not fit or do not differ")]
+    LaunchValues,
 }
 
 /// Bytes of the part that every format shares: revision identifier and VMX-abort indicator.
 const COMMON: usize = 8;
 
-/// Bytes of the launch state.
-const LAUNCH_STATE: u8 = 4;
-
 /// The most that a region may have. Vol. 3D, "Basic VMX Information".
 const MAX_SIZE: usize = 4096;
-
-static KVM: Layout = Layout::fixed("kvm", 0x11E5_7ED0, &KVM_SLOTS);
-
-// The revision reads HYPN in memory.
-static HYPERNEST: Layout =
-    Layout::fixed("hypernest", u32::from_le_bytes(*b"HYPN"), &HYPERNEST_SLOTS);
 
 impl Slot {
     /// The place of `field`: `width` bytes from `offset`.
@@ -95,7 +125,33 @@ impl Slot {
             field,
             offset,
             width,
+            rotated: false,
         }
+    }
+
+    /// The same place, for a value that is stored rotated left by 8 bits.
+    #[must_use]
+    pub const fn rotated(mut self) -> Self {
+        self.rotated = true;
+        self
+    }
+
+    fn load(&self, region: &[u8]) -> u64 {
+        let value = load(region, self.offset, self.width);
+        if self.rotated {
+            (value as u32).rotate_right(8).into()
+        } else {
+            value
+        }
+    }
+
+    fn store(&self, region: &mut [u8], value: u64) {
+        let value = if self.rotated {
+            (value as u32).rotate_left(8).into()
+        } else {
+            value
+        };
+        store(region, self.offset, self.width, value);
     }
 
     const fn end(&self) -> usize {
@@ -127,41 +183,77 @@ impl Layout {
         &HYPERNEST
     }
 
-    const fn fixed(name: &'static str, revision: u32, slots: &'static [Slot]) -> Self {
+    /// Every layout that is built in, by the names in `data/layouts.csv` and two of our own.
+    #[must_use]
+    pub fn built_in() -> &'static [&'static Self] {
+        &BUILT_IN
+    }
+
+    /// The built-in layout of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<&'static Self> {
+        BUILT_IN.into_iter().find(|layout| layout.name == name)
+    }
+
+    const fn fixed(
+        name: &'static str,
+        title: &'static str,
+        revisions: &'static [u32],
+        launch_state: Option<LaunchState>,
+        slots: &'static [Slot],
+        yields: &'static [(Field, Field)],
+    ) -> Self {
         Self {
             name: Cow::Borrowed(name),
-            revision,
+            title: Cow::Borrowed(title),
+            revisions: Cow::Borrowed(revisions),
             size: MAX_SIZE,
-            used: used(8, slots),
-            launch_state: 8,
+            used: used(launch_state, slots),
+            launch_state,
             slots: Cow::Borrowed(slots),
             fields: fields_of(slots),
+            yields: Cow::Borrowed(yields),
         }
     }
 
-    /// A layout of a region of `size` bytes with a 32-bit launch state (0 is clear) at offset
-    /// `launch_state`.
+    /// A layout of a region of `size` bytes. Without `revisions` it takes any, as one whose
+    /// revision is that of the processor below.
     ///
     /// # Errors
     ///
     /// If the parts do not fit into the region, or not beside each other.
     pub fn new(
         name: impl Into<Cow<'static, str>>,
-        revision: u32,
+        revisions: &[u32],
         size: usize,
-        launch_state: u16,
+        launch_state: Option<LaunchState>,
         slots: Vec<Slot>,
     ) -> Result<Self, LayoutError> {
-        if revision & SHADOW != 0 {
-            return Err(LayoutError::WideRevision(revision));
+        if let Some(&wide) = revisions.iter().find(|&&id| id & SHADOW != 0) {
+            return Err(LayoutError::WideRevision(wide));
         }
         if size > MAX_SIZE {
             return Err(LayoutError::Size(size));
         }
-        let mut taken: Vec<(u16, u8)> = Vec::from([(launch_state, LAUNCH_STATE)]);
+        let mut taken: Vec<(u16, u8)> = Vec::new();
+        if let Some(launch) = launch_state {
+            if launch.width == 0 || launch.width > 4 {
+                return Err(LayoutError::LaunchWidth(launch.width));
+            }
+            let bits = u32::MAX >> (32 - 8 * u32::from(launch.width));
+            if launch.launched & launch.mask & bits == 0
+                || launch.clear & launch.mask != 0
+                || (launch.clear | launch.launched) & !bits != 0
+            {
+                return Err(LayoutError::LaunchValues);
+            }
+            taken.push((launch.offset, launch.width));
+        }
         let mut fields = FieldSet::EMPTY;
         for slot in &slots {
-            if slot.width == 0 || slot.width > 8 {
+            let most = if slot.rotated { 4 } else { 8 };
+            let least = if slot.rotated { 4 } else { 1 };
+            if !(least..=most).contains(&slot.width) {
                 return Err(LayoutError::SlotWidth(slot.field, slot.width));
             }
             if fields.contains(slot.field) {
@@ -184,13 +276,29 @@ impl Layout {
         }
         Ok(Self {
             name: name.into(),
-            revision,
+            title: Cow::Borrowed(""),
+            revisions: Cow::Owned(revisions.to_vec()),
             size,
             used: end,
             launch_state,
             slots: Cow::Owned(slots),
             fields,
+            yields: Cow::Borrowed(&[]),
         })
+    }
+
+    /// The same layout under one revision identifier, which must have 31 bits.
+    ///
+    /// # Errors
+    ///
+    /// If it has 32.
+    pub fn with_revision(&self, revision: u32) -> Result<Self, LayoutError> {
+        if revision & SHADOW != 0 {
+            return Err(LayoutError::WideRevision(revision));
+        }
+        let mut layout = self.clone();
+        layout.revisions = Cow::Owned(Vec::from([revision]));
+        Ok(layout)
     }
 
     /// What it is called.
@@ -199,10 +307,43 @@ impl Layout {
         &self.name
     }
 
-    /// Its revision identifier, 31 bits.
+    /// What it is, in a line.
+    #[must_use]
+    pub fn title(&self) -> &str {
+        &self.title
+    }
+
+    /// The revision identifier, 31 bits, that it is written with: the first of
+    /// [`revisions`](Self::revisions), or 0 where there are none.
     #[must_use]
     pub fn revision(&self) -> u32 {
-        self.revision
+        self.revisions.first().copied().unwrap_or(0)
+    }
+
+    /// The revision identifiers of its regions. None: any, that of the processor below.
+    #[must_use]
+    pub fn revisions(&self) -> &[u32] {
+        &self.revisions
+    }
+
+    /// Whether a region with this revision identifier may be of this layout.
+    #[must_use]
+    pub fn takes(&self, revision: u32) -> bool {
+        self.revisions.is_empty() || self.revisions.contains(&revision)
+    }
+
+    /// Fields whose bytes are those of another field: the first reads and writes what is the
+    /// second's, so that it has no slot here.
+    #[must_use]
+    pub fn yields(&self) -> &[(Field, Field)] {
+        &self.yields
+    }
+
+    /// Whether a processor can keep VMCSs in it: it has one revision identifier of its own and a
+    /// launch state, and no two fields share bytes. The others are for files.
+    #[must_use]
+    pub fn is_for_machines(&self) -> bool {
+        self.revisions.len() == 1 && self.launch_state.is_some() && self.yields.is_empty()
     }
 
     /// Bytes of a region, as IA32_VMX_BASIC 44:32 gives them.
@@ -217,9 +358,9 @@ impl Layout {
         self.used
     }
 
-    /// Offset of the launch state, 4 bytes.
+    /// Its launch state, where the region has one.
     #[must_use]
-    pub fn launch_state_offset(&self) -> u16 {
+    pub fn launch_state(&self) -> Option<LaunchState> {
         self.launch_state
     }
 
@@ -252,8 +393,8 @@ impl Layout {
         Ok(())
     }
 
-    /// Reads a region. Fields without a slot are 0, and bytes outside of the slots are not looked at.
-    /// Any launch state but 0 is launched.
+    /// Reads a region. Fields without a slot are 0, bytes outside of the slots are not looked at, and
+    /// a region without launch state is clear.
     ///
     /// # Errors
     ///
@@ -261,10 +402,10 @@ impl Layout {
     pub fn read(&self, region: &[u8]) -> Result<Vmcs, LayoutError> {
         self.check(region.len())?;
         let (found, shadow) = revision(region).unwrap_or_default();
-        if found != self.revision {
+        if !self.takes(found) {
             return Err(LayoutError::Revision {
                 found,
-                expected: self.revision,
+                expected: self.revision(),
             });
         }
         let mut vmcs = Vmcs::new();
@@ -272,7 +413,7 @@ impl Layout {
         vmcs.abort = load(region, 4, 4) as u32;
         vmcs.launched = self.is_launched(region)?;
         for slot in self.slots.iter() {
-            vmcs.set(slot.field, load(region, slot.offset, slot.width));
+            vmcs.set(slot.field, slot.load(region));
         }
         Ok(vmcs)
     }
@@ -285,23 +426,25 @@ impl Layout {
     pub fn write(&self, vmcs: &Vmcs, region: &mut [u8]) -> Result<(), LayoutError> {
         self.check(region.len())?;
         let shadow = if vmcs.shadow { SHADOW } else { 0 };
-        store(region, 0, 4, (self.revision | shadow).into());
+        store(region, 0, 4, (self.revision() | shadow).into());
         store(region, 4, 4, vmcs.abort.into());
         self.set_launched(region, vmcs.launched)?;
         for slot in self.slots.iter() {
-            store(region, slot.offset, slot.width, vmcs.get(slot.field));
+            slot.store(region, vmcs.get(slot.field));
         }
         Ok(())
     }
 
-    /// Whether the launch state of a region is launched: anything but 0.
+    /// Whether the launch state of a region is launched. One without launch state is clear.
     ///
     /// # Errors
     ///
     /// If there are not enough bytes.
     pub fn is_launched(&self, region: &[u8]) -> Result<bool, LayoutError> {
         self.check(region.len())?;
-        Ok(load(region, self.launch_state, LAUNCH_STATE) != 0)
+        Ok(self.launch_state.is_some_and(|launch| {
+            load(region, launch.offset, launch.width) as u32 & launch.mask != 0
+        }))
     }
 
     /// Sets the launch state of a region and nothing else: what VMCLEAR does to a VMCS that is not
@@ -312,7 +455,14 @@ impl Layout {
     /// If there are not enough bytes; none is changed then.
     pub fn set_launched(&self, region: &mut [u8], launched: bool) -> Result<(), LayoutError> {
         self.check(region.len())?;
-        store(region, self.launch_state, LAUNCH_STATE, launched.into());
+        if let Some(launch) = self.launch_state {
+            let value = if launched {
+                launch.launched
+            } else {
+                launch.clear
+            };
+            store(region, launch.offset, launch.width, value.into());
+        }
         Ok(())
     }
 }
@@ -351,8 +501,11 @@ const fn fields_of(slots: &[Slot]) -> FieldSet {
     fields
 }
 
-const fn used(launch_state: u16, slots: &[Slot]) -> usize {
-    let mut end = launch_state as usize + LAUNCH_STATE as usize;
+const fn used(launch_state: Option<LaunchState>, slots: &[Slot]) -> usize {
+    let mut end = match launch_state {
+        Some(launch) => launch.offset as usize + launch.width as usize,
+        None => COMMON,
+    };
     let mut i = 0;
     while i < slots.len() {
         if slots[i].end() > end {
@@ -364,181 +517,4 @@ const fn used(launch_state: u16, slots: &[Slot]) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::Random;
-    use alloc::string::{String, ToString};
-    use alloc::vec;
-
-    const KVM_CSV: &str = include_str!("../data/layout_kvm_11e57ed0.csv");
-
-    fn built_in() -> [&'static Layout; 2] {
-        [Layout::kvm(), Layout::hypernest()]
-    }
-
-    /// `vmcs` without the fields that `layout` has no slot for.
-    fn held(layout: &Layout, vmcs: &Vmcs) -> Vmcs {
-        let mut held = vmcs.clone();
-        for field in Field::ALL.into_iter().filter(|&field| !layout.holds(field)) {
-            held.set(field, 0);
-        }
-        held
-    }
-
-    #[test]
-    fn what_is_written_is_read() {
-        let mut random = Random::new(1);
-        for layout in built_in() {
-            for _ in 0..200 {
-                let vmcs = random.vmcs();
-                let mut region = vec![random.next() as u8; layout.used()];
-                layout.write(&vmcs, &mut region).unwrap();
-                assert_eq!(layout.read(&region).unwrap(), held(layout, &vmcs));
-            }
-        }
-    }
-
-    #[test]
-    fn bytes_without_a_slot_are_left_alone() {
-        let layout = Layout::kvm();
-        let mut region = vec![0x5A; 4096];
-        layout.write(&Vmcs::new(), &mut region).unwrap();
-        // The former CR3-target values, the rows of newer kernels, the rest of the region.
-        assert!(region[376..408].iter().all(|&byte| byte == 0x5A));
-        assert!(region[680..744].iter().all(|&byte| byte == 0x5A));
-        assert!(region[998..].iter().all(|&byte| byte == 0x5A));
-        assert_eq!(region[..8], [0xD0, 0x7E, 0xE5, 0x11, 0, 0, 0, 0]);
-    }
-
-    #[test]
-    fn short_regions_are_errors_and_stay_as_they_are() {
-        for layout in built_in() {
-            for len in 0..layout.used() {
-                let mut region = vec![0x5A; len];
-                let short = LayoutError::Short {
-                    found: len,
-                    needed: layout.used(),
-                };
-                assert_eq!(layout.read(&region), Err(short));
-                assert_eq!(layout.write(&Vmcs::new(), &mut region), Err(short));
-                assert_eq!(layout.set_launched(&mut region, true), Err(short));
-                assert_eq!(layout.is_launched(&region), Err(short));
-                assert!(region.iter().all(|&byte| byte == 0x5A));
-            }
-        }
-    }
-
-    #[test]
-    fn built_in_layouts_obey_the_rules_for_new_ones() {
-        for layout in built_in() {
-            let slots = layout.slots().to_vec();
-            let again = Layout::new(
-                String::from(layout.name()),
-                layout.revision(),
-                4096,
-                8,
-                slots,
-            );
-            assert_eq!(again.as_ref(), Ok(layout));
-            for slot in layout.slots() {
-                assert_eq!(slot.width, slot.field.width().bytes());
-                assert_eq!(slot.offset % u16::from(slot.width), 0, "{:?}", slot.field);
-            }
-        }
-    }
-
-    #[test]
-    fn kvm_is_what_its_table_says() {
-        let layout = Layout::kvm();
-        assert_eq!((layout.revision(), layout.used()), (0x11E5_7ED0, 998));
-        let mut rows = 0;
-        for line in KVM_CSV.lines().skip(1) {
-            let cells: Vec<&str> = line.split(',').collect();
-            let Some(hex) = cells[2].strip_prefix("0x") else {
-                continue;
-            };
-            let encoding = u32::from_str_radix(hex, 16).unwrap();
-            let (field, _) = Field::from_encoding(encoding).unwrap();
-            let here = cells[0] == "field" && cells[5] == "6.1 and 6.12";
-            let slot = layout.slots().iter().find(|slot| slot.field == field);
-            assert_eq!(slot.is_some(), here, "{line}");
-            assert_eq!(layout.holds(field), here, "{line}");
-            if let Some(slot) = slot {
-                assert_eq!(slot.offset.to_string(), cells[3], "{line}");
-                assert_eq!(slot.width.to_string(), cells[4], "{line}");
-                rows += 1;
-            }
-        }
-        assert_eq!((rows, layout.slots().len()), (141, 141));
-    }
-
-    #[test]
-    fn ours_holds_every_field() {
-        let layout = Layout::hypernest();
-        assert_eq!(*layout.field_mask(), FieldSet::ALL);
-        assert_eq!(&layout.revision().to_le_bytes(), b"HYPN");
-        assert_eq!(layout.revision() >> 31, 0);
-        assert_ne!(layout.revision(), Layout::kvm().revision());
-        assert_eq!(layout.slots()[0], Slot::new(Field::IO_BITMAP_A, 16, 8));
-        assert!(layout.used() <= layout.size());
-    }
-
-    #[test]
-    fn another_revision_is_an_error_and_the_shadow_indicator_is_not_part_of_it() {
-        let mut region = vec![0; 4096];
-        let mut vmcs = Vmcs::new();
-        vmcs.shadow = true;
-        Layout::kvm().write(&vmcs, &mut region).unwrap();
-        assert_eq!(revision(&region), Some((0x11E5_7ED0, true)));
-        assert!(Layout::kvm().read(&region).unwrap().shadow);
-        assert!(matches!(
-            Layout::hypernest().read(&region),
-            Err(LayoutError::Revision { .. })
-        ));
-        assert_eq!(revision(&region[..3]), None);
-    }
-
-    #[test]
-    fn the_launch_state_can_be_set_alone() {
-        let mut region = vec![0xFF; 4096];
-        let layout = Layout::kvm();
-        assert_eq!(layout.is_launched(&region), Ok(true));
-        layout.set_launched(&mut region, false).unwrap();
-        assert_eq!(layout.is_launched(&region), Ok(false));
-        assert_eq!(region.iter().filter(|&&byte| byte != 0xFF).count(), 4);
-    }
-
-    #[test]
-    fn layouts_that_make_no_sense_are_refused() {
-        let new = |revision, size, launch, slots| {
-            Layout::new("x", revision, size, launch, slots).unwrap_err()
-        };
-        let slot = |offset, width| vec![Slot::new(Field::GUEST_RIP, offset, width)];
-        assert_eq!(
-            new(1 << 31, 4096, 8, vec![]),
-            LayoutError::WideRevision(1 << 31)
-        );
-        assert_eq!(new(1, 4097, 8, vec![]), LayoutError::Size(4097));
-        assert_eq!(new(1, 4, 8, vec![]), LayoutError::Outside(4, 8));
-        assert_eq!(new(1, 4096, 4, vec![]), LayoutError::Outside(4, 4));
-        assert_eq!(
-            new(1, 4096, 8, slot(4090, 8)),
-            LayoutError::Outside(8, 4090)
-        );
-        assert_eq!(
-            new(1, 4096, 8, slot(u16::MAX, 8)),
-            LayoutError::Outside(8, u16::MAX)
-        );
-        assert_eq!(new(1, 4096, 8, slot(11, 8)), LayoutError::Overlap(11));
-        assert_eq!(
-            new(1, 4096, 8, slot(12, 0)),
-            LayoutError::SlotWidth(Field::GUEST_RIP, 0)
-        );
-        assert_eq!(
-            new(1, 4096, 8, slot(12, 9)),
-            LayoutError::SlotWidth(Field::GUEST_RIP, 9)
-        );
-        let twice = [slot(12, 8), slot(20, 8)].concat();
-        assert_eq!(new(1, 4096, 8, twice), LayoutError::Twice(Field::GUEST_RIP));
-    }
-}
+mod tests;
