@@ -31,6 +31,7 @@ mod instruction_error;
 mod layout;
 #[cfg(test)]
 mod testing;
+mod translate;
 mod vmcs;
 
 pub use caps::{
@@ -44,4 +45,5 @@ pub use exit_reason::{ExitReason, ExitReasonInfo, Validity};
 pub use field::{Exists, Field, FieldSet, Kind, Width, group};
 pub use instruction_error::InstructionError;
 pub use layout::{LaunchState, Layout, LayoutError, Slot, revision};
+pub use translate::{Fate, Losses, TranslateError, Translation};
 pub use vmcs::Vmcs;

@@ -111,6 +111,14 @@ pub enum LayoutError {
     LaunchValues,
 }
 
+/// What a region says beside its fields.
+#[derive(Clone, Copy)]
+pub(crate) struct Header {
+    pub shadow: bool,
+    pub abort: u32,
+    pub launched: bool,
+}
+
 /// Bytes of the part that every format shares: revision identifier and VMX-abort indicator.
 const COMMON: usize = 8;
 
@@ -136,7 +144,7 @@ impl Slot {
         self
     }
 
-    fn load(&self, region: &[u8]) -> u64 {
+    pub(crate) fn load(&self, region: &[u8]) -> u64 {
         let value = load(region, self.offset, self.width);
         if self.rotated {
             (value as u32).rotate_right(8).into()
@@ -145,7 +153,7 @@ impl Slot {
         }
     }
 
-    fn store(&self, region: &mut [u8], value: u64) {
+    pub(crate) fn store(&self, region: &mut [u8], value: u64) {
         let value = if self.rotated {
             (value as u32).rotate_left(8).into()
         } else {
@@ -383,7 +391,7 @@ impl Layout {
         &self.fields
     }
 
-    fn check(&self, found: usize) -> Result<(), LayoutError> {
+    pub(crate) fn check(&self, found: usize) -> Result<(), LayoutError> {
         if found < self.used {
             return Err(LayoutError::Short {
                 found,
@@ -400,18 +408,11 @@ impl Layout {
     ///
     /// If there are not enough bytes, or they are of another revision.
     pub fn read(&self, region: &[u8]) -> Result<Vmcs, LayoutError> {
-        self.check(region.len())?;
-        let (found, shadow) = revision(region).unwrap_or_default();
-        if !self.takes(found) {
-            return Err(LayoutError::Revision {
-                found,
-                expected: self.revision(),
-            });
-        }
+        let header = self.header(region)?;
         let mut vmcs = Vmcs::new();
-        vmcs.shadow = shadow;
-        vmcs.abort = load(region, 4, 4) as u32;
-        vmcs.launched = self.is_launched(region)?;
+        vmcs.shadow = header.shadow;
+        vmcs.abort = header.abort;
+        vmcs.launched = header.launched;
         for slot in self.slots.iter() {
             vmcs.set(slot.field, slot.load(region));
         }
@@ -424,15 +425,41 @@ impl Layout {
     ///
     /// If there are not enough bytes; none is changed then.
     pub fn write(&self, vmcs: &Vmcs, region: &mut [u8]) -> Result<(), LayoutError> {
-        self.check(region.len())?;
-        let shadow = if vmcs.shadow { SHADOW } else { 0 };
-        store(region, 0, 4, (self.revision() | shadow).into());
-        store(region, 4, 4, vmcs.abort.into());
-        self.set_launched(region, vmcs.launched)?;
+        let header = Header {
+            shadow: vmcs.shadow,
+            abort: vmcs.abort,
+            launched: vmcs.launched,
+        };
+        self.set_header(region, header)?;
         for slot in self.slots.iter() {
             slot.store(region, vmcs.get(slot.field));
         }
         Ok(())
+    }
+
+    /// What a region says beside its fields; an error as for [`read`](Self::read).
+    pub(crate) fn header(&self, region: &[u8]) -> Result<Header, LayoutError> {
+        self.check(region.len())?;
+        let (found, shadow) = revision(region).unwrap_or_default();
+        if !self.takes(found) {
+            return Err(LayoutError::Revision {
+                found,
+                expected: self.revision(),
+            });
+        }
+        Ok(Header {
+            shadow,
+            abort: load(region, 4, 4) as u32,
+            launched: self.is_launched(region)?,
+        })
+    }
+
+    pub(crate) fn set_header(&self, region: &mut [u8], header: Header) -> Result<(), LayoutError> {
+        self.check(region.len())?;
+        let shadow = if header.shadow { SHADOW } else { 0 };
+        store(region, 0, 4, (self.revision() | shadow).into());
+        store(region, 4, 4, header.abort.into());
+        self.set_launched(region, header.launched)
     }
 
     /// Whether the launch state of a region is launched. One without launch state is clear.
