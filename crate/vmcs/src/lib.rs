@@ -44,6 +44,6 @@ pub use control::{
 pub use exit_reason::{ExitReason, ExitReasonInfo, Validity};
 pub use field::{Exists, Field, FieldSet, Kind, Width, group};
 pub use instruction_error::InstructionError;
-pub use layout::{LaunchState, Layout, LayoutError, Slot, revision};
+pub use layout::{LaunchState, Layout, LayoutError, Slot, TableError, TableProblem, revision};
 pub use translate::{Fate, Losses, TranslateError, Translation};
 pub use vmcs::Vmcs;

@@ -6,6 +6,10 @@ use alloc::vec::Vec;
 use crate::field::{Field, FieldSet};
 use crate::vmcs::Vmcs;
 
+mod table;
+
+pub use table::{TableError, TableProblem};
+
 include!(concat!(env!("OUT_DIR"), "/layouts.rs"));
 
 /// A format of the VMCS region. Vol. 3C, "Format of the VMCS Region": the revision identifier, the
