@@ -27,6 +27,7 @@ pub mod checks;
 mod control;
 mod exit_reason;
 mod field;
+mod identify;
 mod instruction_error;
 mod layout;
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub use control::{
 };
 pub use exit_reason::{ExitReason, ExitReasonInfo, Validity};
 pub use field::{Exists, Field, FieldSet, Kind, Width, group};
+pub use identify::{Candidate, Evidence, identify};
 pub use instruction_error::InstructionError;
 pub use layout::{LaunchState, Layout, LayoutError, Slot, TableError, TableProblem, revision};
 pub use translate::{Fate, Losses, TranslateError, Translation};

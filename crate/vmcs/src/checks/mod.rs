@@ -41,7 +41,7 @@ mod guest_segments;
 mod host;
 mod rows;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod words;
 
 use crate::{Caps, Control, Field, Vmcs, entry, exit, exit2, pin, proc1, proc2, proc3};
