@@ -35,6 +35,10 @@ fn main() {
     );
     emit("check_rows.rs", &lists::checks(&Table::read("vmx_checks")));
     emit(
+        "nested_state.rs",
+        &lists::nested_state(&Table::read("nested_state_abi")),
+    );
+    emit(
         "layouts.rs",
         &layouts::generate(&fields, &Table::read("layouts")),
     );

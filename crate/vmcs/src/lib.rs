@@ -30,6 +30,7 @@ mod field;
 mod identify;
 mod instruction_error;
 mod layout;
+pub mod nested_state;
 #[cfg(test)]
 mod testing;
 mod translate;
@@ -47,5 +48,6 @@ pub use field::{Exists, Field, FieldSet, Kind, Width, group};
 pub use identify::{Candidate, Evidence, identify};
 pub use instruction_error::InstructionError;
 pub use layout::{LaunchState, Layout, LayoutError, Slot, TableError, TableProblem, revision};
+pub use nested_state::NestedState;
 pub use translate::{Fate, Losses, TranslateError, Translation};
 pub use vmcs::Vmcs;
