@@ -25,6 +25,7 @@ extern crate alloc;
 mod caps;
 pub mod checks;
 mod control;
+mod dump;
 mod exit_reason;
 mod field;
 mod identify;
@@ -43,6 +44,7 @@ pub use caps::{
 pub use control::{
     Control, ControlBit, ControlId, entry, exit, exit2, pin, proc1, proc2, proc3, vmfunc,
 };
+pub use dump::{Dump, DumpTextError};
 pub use exit_reason::{ExitReason, ExitReasonInfo, Validity};
 pub use field::{Exists, Field, FieldSet, Kind, Width, group};
 pub use identify::{Candidate, Evidence, identify};
