@@ -25,6 +25,9 @@ Exit status:
 
 On a terminal, the guest's serial port is the terminal: Ctrl-A x quits, Ctrl-A h lists the other keys.";
 
+const VMCS_HELP: &str = "\
+Exit status: 0, 1 when a check fails or files differ, 2 for bad input.";
+
 /// A deterministic x86-64 machine.
 ///
 /// Boots Linux, multiboot and ELF images on a processor in software: no virtualization, no
@@ -41,6 +44,9 @@ pub enum Command {
     /// Boot an image
     #[command(after_help = AFTER_HELP)]
     Run(Box<RunArgs>),
+    /// Look at, check and translate a VMCS in a file
+    #[command(subcommand, after_help = VMCS_HELP)]
+    Vmcs(crate::vmcs::VmcsCommand),
 }
 
 #[derive(Args, Debug)]
@@ -235,7 +241,7 @@ mod tests {
         let words = ["hypernest", "run"].iter().chain(args);
         match parse(words.map(OsString::from))?.command {
             Some(Command::Run(run)) => Ok(run),
-            None => Err("no command".into()),
+            _ => Err("another command".into()),
         }
     }
 

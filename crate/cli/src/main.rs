@@ -12,6 +12,7 @@ mod run;
 mod setup;
 mod terminal;
 mod trace;
+mod vmcs;
 
 /// Exit status for bad input.
 const BAD_INPUT: i32 = 2;
@@ -32,6 +33,9 @@ fn main() {
 fn execute(args: &args::Cli) -> i32 {
     let result = match &args.command {
         Some(args::Command::Run(args)) => run::run(args),
+        Some(args::Command::Vmcs(command)) => {
+            vmcs::run(command).map_err(|error| error.context(run::BadInput))
+        }
         None => run::run_demo(),
     };
     result.unwrap_or_else(|error| {
