@@ -7,7 +7,7 @@ use hypernest_cpu::{
 };
 use hypernest_vmcs::{ExitReason, Field, entry, exit, pin, proc1, proc2};
 use iced_x86::code_asm::{
-    CodeAssembler, al, byte_ptr, eax, ecx, edx, qword_ptr, r8, r9, r10, rax, rcx, rdx, rsi,
+    CodeAssembler, al, ax, byte_ptr, eax, ecx, edx, qword_ptr, r8, r9, r10, rax, rcx, rdx, rsi, ss,
 };
 use support::{CODE, Nothing, long_mode};
 
@@ -307,6 +307,23 @@ fn a_guest_exits_where_its_hypervisor_asked() {
         assert!(!done.state.vmx.non_root);
         assert_eq!(done.state.gpr[4], HOST_STACK);
     }
+}
+
+/// VM entry refuses the instruction after a load of SS, and no later one: not even where that one
+/// ran singly, and the rest in blocks.
+#[test]
+fn a_load_of_ss_in_the_guest_does_not_hold_up_the_next_entry() {
+    let code = assemble(GUEST, |a| {
+        a.mov(eax, 16)?;
+        a.mov(ss, ax)?;
+        a.nop()?;
+        a.xor(eax, eax)?;
+        a.cpuid()?;
+        a.vmcall()
+    });
+    let done = run(VmxChoice::Max, false, &code, |_| ());
+    let reasons: Vec<u16> = done.exits.iter().map(|(reason, _)| *reason).collect();
+    assert_eq!(reasons, [ExitReason::CPUID.0, ExitReason::VMCALL.0]);
 }
 
 #[test]
