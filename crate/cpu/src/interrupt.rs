@@ -4,6 +4,7 @@
 use hypernest_vmcs::ExitReason;
 
 use crate::descriptor::{Descriptor, is_null, kind, selector_code};
+use crate::exec::msr;
 use crate::flags::bit;
 use crate::mem::{Ctx, canonical};
 use crate::seg::{Stack, null_segment};
@@ -272,6 +273,8 @@ fn note(x: &mut Ctx, fault: Fault) {
                 x.cpu.dr6 | bits
             };
             x.cpu.dr7 &= !DR7_GD;
+            // No branch is recorded or stepped to in the handler (Vol. 3B, "IA32_DEBUGCTL MSR").
+            x.cpu.msrs.debugctl &= !msr::DEBUGCTL_BITS;
         }
         _ => {}
     }

@@ -624,7 +624,8 @@ fn step_inner(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>)
             state,
         });
     }
-    if x.cpu.flags.rest & bit::TF != 0 {
+    let steps_on_branches = x.cpu.msrs.debugctl & exec::msr::DEBUGCTL_BTF != 0;
+    if x.cpu.flags.rest & bit::TF != 0 && (!steps_on_branches || exec::branch::is_taken(x, &i)) {
         // TF as it was before the instruction counts. A fault or software interrupt drops it.
         x.cpu.pending_debug |= debug::SINGLE_STEP;
     }

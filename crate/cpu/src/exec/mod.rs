@@ -6,7 +6,7 @@
 
 mod alu;
 mod bits;
-mod branch;
+pub(crate) mod branch;
 pub(crate) mod control;
 pub(crate) mod cpuid;
 mod far;
