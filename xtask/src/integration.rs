@@ -72,7 +72,13 @@ pub fn nested() -> Result<Outcome> {
     let cli = build::cli()?;
     let mut failures = Vec::new();
     for kernel in &there {
-        for (profile, module) in [("max", ""), ("kvm", ""), ("max", "anchor.kvm_intel=vpid=0")] {
+        for (profile, module) in [
+            ("max", ""),
+            ("kvm", ""),
+            ("max", "anchor.kvm_intel=vpid=0"),
+            // Real mode is virtual-8086 mode then, and memory is shadowed page tables.
+            ("max", "anchor.kvm_intel=ept=0,unrestricted_guest=0"),
+        ] {
             let name = format!(
                 "KVM of Linux {} under --vmx {profile} {module}",
                 kernel.series

@@ -4,11 +4,13 @@
 use hypernest_vmcs::ExitReason;
 
 use crate::descriptor::{Descriptor, is_null, kind, selector_code};
+use crate::exec::msr;
 use crate::flags::bit;
 use crate::mem::{Ctx, canonical};
 use crate::seg::{Stack, null_segment};
 use crate::state::Activity;
 use crate::trap::{Exec, Fault, Trap};
+use crate::v86;
 use crate::vcpu::{Seg, reg};
 use crate::vmx::exit::{self, Exit};
 
@@ -219,7 +221,21 @@ pub(crate) fn inject(x: &mut Ctx, injected: Injected) -> Exec {
         kind: injected.kind,
         length: injected.length,
     };
-    match deliver(x, event) {
+    let redirected = if injected.kind == kind_of::SOFTWARE_INTERRUPT && x.cpu.v86() {
+        note_vectoring(x, event);
+        v86::redirect(x, injected.vector)
+    } else {
+        Ok(false)
+    };
+    let delivered = redirected.and_then(|done| {
+        if done {
+            x.cpu.vmx.vectoring = None;
+            Ok(())
+        } else {
+            deliver(x, event)
+        }
+    });
+    match delivered {
         Err(Trap::Fault(second)) => {
             if after {
                 x.cpu.rip = rip;
@@ -272,6 +288,8 @@ fn note(x: &mut Ctx, fault: Fault) {
                 x.cpu.dr6 | bits
             };
             x.cpu.dr7 &= !DR7_GD;
+            // No branch is recorded or stepped to in the handler (Vol. 3B, "IA32_DEBUGCTL MSR").
+            x.cpu.msrs.debugctl &= !msr::DEBUGCTL_BITS;
         }
         _ => {}
     }
@@ -337,7 +355,9 @@ pub(crate) fn software(x: &mut Ctx, vector: u8, length: u32, interrupt: bool) ->
         kind,
         length,
     };
-    deliver(x, event)?;
+    if !(interrupt && x.cpu.v86() && v86::redirect(x, vector)?) {
+        deliver(x, event)?;
+    }
     x.cpu.pending_debug &= !DR6_BS;
     Ok(())
 }
@@ -365,7 +385,8 @@ pub(crate) fn icebp(x: &mut Ctx, length: u32) -> Exec {
     deliver(x, event)
 }
 
-fn deliver(x: &mut Ctx, event: Event) -> Exec {
+/// In a guest: the event is under way, so that an exit on the way says so.
+fn note_vectoring(x: &mut Ctx, event: Event) {
     if x.cpu.vmx.non_root {
         let code = u32::from(event.error_code.unwrap_or(0));
         let has_code = if event.error_code.is_some() {
@@ -377,9 +398,10 @@ fn deliver(x: &mut Ctx, event: Event) -> Exec {
         x.cpu.vmx.vectoring = Some((info, code));
         x.cpu.vmx.vectoring_length = event.length;
     }
-    if x.cpu.flags.rest & bit::VM != 0 {
-        return Err(Trap::Unimplemented("event in virtual-8086 mode"));
-    }
+}
+
+fn deliver(x: &mut Ctx, event: Event) -> Exec {
+    note_vectoring(x, event);
     if !x.cpu.protected() {
         deliver_real(x, event)?;
     } else if x.cpu.long_mode() {
@@ -480,6 +502,12 @@ fn deliver_protected(x: &mut Ctx, event: Event) -> Exec {
     let gate = gate(x, event, 8, &KINDS)?;
     let ext = event.ext();
     let (descriptor, cpl) = handler(x, event, gate.gate_selector())?;
+    let v86 = x.cpu.v86();
+    if v86 && cpl != 0 {
+        // The way out of virtual-8086 mode leads to level 0.
+        let code = selector_code(gate.gate_selector()) | ext;
+        return Err(Fault::GeneralProtection(code).into());
+    }
     let size = if gate.kind() & 8 != 0 { 4 } else { 2 };
     let inner = cpl != x.cpu.cpl;
     let mut stack = if inner {
@@ -501,21 +529,31 @@ fn deliver_protected(x: &mut Ctx, event: Event) -> Exec {
         Some(x.cpu.rip),
         event.error_code.map(u64::from),
     ];
+    if v86 {
+        let data = [Seg::Gs, Seg::Fs, Seg::Ds, Seg::Es];
+        let selectors = data.map(|seg| u64::from(x.cpu.seg(seg).selector));
+        push_frame(x, &mut stack, cpl, size, selectors.map(Some))?;
+    }
     push_frame(x, &mut stack, cpl, size, frame)?;
     let offset = gate.gate_offset();
     x.check_entry(descriptor, offset, ext)?;
     let segment = x.accessed(gate.gate_selector(), descriptor)?;
     *x.cpu.seg_mut(Seg::Ss) = stack.ss;
+    if v86 {
+        for seg in [Seg::Gs, Seg::Fs, Seg::Ds, Seg::Es] {
+            *x.cpu.seg_mut(seg) = null_segment(0, 0);
+        }
+    }
     enter(x, gate, stack.rsp, segment, cpl, offset);
     Ok(())
 }
 
-fn push_frame(
+fn push_frame<const N: usize>(
     x: &mut Ctx,
     stack: &mut Stack,
     cpl: u8,
     size: usize,
-    frame: [Option<u64>; 6],
+    frame: [Option<u64>; N],
 ) -> Exec {
     x.at_privilege(cpl, |x| {
         frame

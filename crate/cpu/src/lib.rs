@@ -33,6 +33,7 @@ mod state;
 mod testing;
 mod tlb;
 mod trap;
+mod v86;
 mod vcpu;
 mod vmx;
 

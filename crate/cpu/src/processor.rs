@@ -585,6 +585,8 @@ fn step(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>) -> Ex
     let rip = x.cpu.rip;
     let shadows = (x.cpu.sti_shadow, x.cpu.mov_ss_shadow);
     let outcome = step_inner(x, left, tracer);
+    // Blocks, which may follow, do not know of it.
+    x.cpu.after_mov_ss = false;
     if outcome.is_err() {
         x.cpu.rip = rip;
         if outcome == Err(Trap::VmExit) {
@@ -622,7 +624,8 @@ fn step_inner(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>)
             state,
         });
     }
-    if x.cpu.flags.rest & bit::TF != 0 {
+    let steps_on_branches = x.cpu.msrs.debugctl & exec::msr::DEBUGCTL_BTF != 0;
+    if x.cpu.flags.rest & bit::TF != 0 && (!steps_on_branches || exec::branch::is_taken(x, &i)) {
         // TF as it was before the instruction counts. A fault or software interrupt drops it.
         x.cpu.pending_debug |= debug::SINGLE_STEP;
     }

@@ -229,10 +229,16 @@ impl VcpuState {
             "beyond the physical address width",
         )?;
         ok(
-            self.rflags & !(bit::ALL | bit::FIXED) == 0 && self.rflags & bit::VM == 0,
+            self.rflags & !(bit::ALL | bit::FIXED) == 0,
             "rflags",
             self.rflags,
-            "reserved bits or VM",
+            "reserved bits",
+        )?;
+        ok(
+            self.rflags & bit::VM == 0 || self.cr0 & cr::CR0_PE != 0 && !long,
+            "rflags",
+            self.rflags,
+            "virtual-8086 mode outside 32-bit protected mode",
         )?;
         ok(
             self.dr6 >> 32 == 0,

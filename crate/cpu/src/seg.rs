@@ -113,8 +113,8 @@ impl Ctx<'_> {
 
     /// MOV or POP to ES, SS, DS, FS or GS in whatever mode. The caller notes the shadow of SS.
     pub fn load_segment(&mut self, seg: Seg, selector: u16) -> Exec {
-        if !self.cpu.protected() {
-            self.cpu.set_real_segment(seg, selector);
+        if self.cpu.uses_paragraphs() {
+            self.cpu.load_paragraph(seg, selector);
         } else {
             let segment = if seg == Seg::Ss {
                 self.check_stack_segment(selector)?

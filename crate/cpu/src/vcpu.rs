@@ -71,6 +71,8 @@ pub(crate) mod cr {
     pub const CR0_NW: u64 = 1 << 29;
     pub const CR0_CD: u64 = 1 << 30;
     pub const CR0_PG: u64 = 1 << 31;
+    pub const CR4_VME: u64 = 1;
+    pub const CR4_PVI: u64 = 1 << 1;
     pub const CR4_TSD: u64 = 1 << 2;
     pub const CR4_DE: u64 = 1 << 3;
     pub const CR4_PSE: u64 = 1 << 4;
@@ -241,7 +243,7 @@ impl Vcpu {
         self.gpr[reg::GS_BASE] = self.seg(Seg::Gs).base;
         self.cpl = if !self.protected() {
             0
-        } else if self.flags.rest & bit::VM != 0 {
+        } else if self.v86() {
             3
         } else {
             (self.seg(Seg::Ss).rights >> rights::DPL_SHIFT & 3) as u8

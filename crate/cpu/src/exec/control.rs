@@ -428,7 +428,7 @@ mod tests {
         for value in [cr0 & !cr::CR0_PE, cr0 | cr::CR0_NW, cr0 | 1 << 32] {
             assert_eq!(write(&mut f, &TO_CR0, value), Err(GP0), "{value:x}");
         }
-        for value in [0, cr4 | 1, cr4 | 1 << 12, cr4 | 1 << 40] {
+        for value in [0, cr4 | 1 << 12, cr4 | 1 << 14, cr4 | 1 << 40] {
             assert_eq!(write(&mut f, &TO_CR4, value), Err(GP0), "{value:x}");
         }
         assert_eq!(write(&mut f, &TO_CR3, 1 << 40), Err(GP0));

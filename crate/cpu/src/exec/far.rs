@@ -12,6 +12,7 @@ use crate::paging::Access;
 use crate::seg::{Stack, null_segment};
 use crate::state::SegmentState;
 use crate::trap::{Exec, Fault, GP0, Trap};
+use crate::v86;
 use crate::vcpu::{Seg, reg, rights};
 
 /// A far pointer: selector, offset, operand size.
@@ -66,12 +67,12 @@ fn gp(selector: u16) -> Fault {
     Fault::GeneralProtection(selector_code(selector))
 }
 
-/// Real mode: any selector goes, the offset must lie in the limit CS has.
+/// Real and virtual-8086 mode: any selector goes, the offset must lie in the limit CS has.
 fn jump_real(x: &mut Ctx, pointer: &Pointer) -> Exec {
     if pointer.offset > u64::from(x.cpu.seg(Seg::Cs).limit) {
         return Err(GP0);
     }
-    x.cpu.set_real_segment(Seg::Cs, pointer.selector);
+    x.cpu.load_paragraph(Seg::Cs, pointer.selector);
     x.cpu.rip = pointer.offset;
     x.cpu.refresh();
     Ok(())
@@ -80,7 +81,7 @@ fn jump_real(x: &mut Ctx, pointer: &Pointer) -> Exec {
 /// JMP far.
 pub(super) fn jmp(x: &mut Ctx, i: &Instruction) -> Exec {
     let pointer = operand(x, i)?;
-    if !x.cpu.protected() {
+    if x.cpu.uses_paragraphs() {
         return jump_real(x, &pointer);
     }
     let target = find_target(x, pointer.selector)?;
@@ -108,7 +109,7 @@ pub(super) fn call(x: &mut Ctx, i: &Instruction) -> Exec {
     let size = pointer.size;
     let return_to = [u64::from(x.cpu.seg(Seg::Cs).selector), x.cpu.rip];
     let mut stack = x.current_stack(0);
-    if !x.cpu.protected() {
+    if x.cpu.uses_paragraphs() {
         if pointer.offset > u64::from(x.cpu.seg(Seg::Cs).limit) {
             return Err(GP0);
         }
@@ -289,7 +290,7 @@ pub(super) fn ret(x: &mut Ctx, i: &Instruction) -> Exec {
     let word = size as u64;
     let offset = x.peek_stack(0, size)?;
     let selector = x.peek_stack(word, size)? as u16;
-    if !x.cpu.protected() {
+    if x.cpu.uses_paragraphs() {
         let pointer = Pointer {
             selector,
             offset,
@@ -377,9 +378,6 @@ pub(super) fn iret(x: &mut Ctx, i: &Instruction) -> Exec {
         Mnemonic::Iretd => 4,
         _ => 8,
     };
-    if x.cpu.flags.rest & bit::VM != 0 {
-        return Err(Trap::Unimplemented("IRET in virtual-8086 mode"));
-    }
     // NMIs are let in again even where IRET faults.
     let cpu = &mut *x.cpu;
     let guest = cpu.vmx.non_root;
@@ -397,19 +395,24 @@ pub(super) fn iret(x: &mut Ctx, i: &Instruction) -> Exec {
         *blocked = false;
         cpu.leave_block = true;
     }
-    if x.cpu.protected() && x.cpu.flags.rest & bit::NT != 0 {
+    if !x.cpu.uses_paragraphs() && x.cpu.flags.rest & bit::NT != 0 {
         return Err(if x.cpu.long_mode() {
             GP0
         } else {
             Trap::Unimplemented("return from a nested task")
         });
     }
+    let virtual_flags = v86::flags_are_virtual(x, size)?;
     let word = size as u64;
     let rip = x.peek_stack(0, size)?;
     let selector = x.peek_stack(word, size)? as u16;
     let popped = x.peek_stack(2 * word, size)?;
-    let flags = returned_flags(x, popped, size);
-    if !x.cpu.protected() {
+    let flags = if virtual_flags {
+        v86::taken_flags(x, popped)?
+    } else {
+        returned_flags(x, popped, size)
+    };
+    if x.cpu.uses_paragraphs() {
         let pointer = Pointer {
             selector,
             offset: rip,
@@ -421,7 +424,7 @@ pub(super) fn iret(x: &mut Ctx, i: &Instruction) -> Exec {
         return Ok(());
     }
     if size >= 4 && popped & bit::VM != 0 && x.cpu.cpl == 0 && !x.cpu.long_mode() {
-        return Err(Trap::Unimplemented("virtual-8086 mode"));
+        return to_v86(x, rip, selector, flags | bit::VM);
     }
     let (target, rpl) = return_target(x, selector)?;
     let to_long = x.cpu.long_mode() && target.is_long_code();
@@ -440,6 +443,32 @@ pub(super) fn iret(x: &mut Ctx, i: &Instruction) -> Exec {
     let segment = x.accessed(selector, target)?;
     x.cpu.flags.set(flags);
     return_outer(x, segment, rpl, rip, stack, rsp, to_long);
+    Ok(())
+}
+
+/// IRETD from level 0 to virtual-8086 mode: all segment registers come from the stack.
+fn to_v86(x: &mut Ctx, rip: u64, selector: u16, flags: u64) -> Exec {
+    let mut rest = [0; 6];
+    for (n, slot) in rest.iter_mut().enumerate() {
+        *slot = x.peek_stack(12 + 4 * n as u64, 4)?;
+    }
+    if rip > 0xffff {
+        return Err(GP0);
+    }
+    let [rsp, ss, es, ds, fs, gs] = rest;
+    for (seg, selector) in [
+        (Seg::Cs, u64::from(selector)),
+        (Seg::Ss, ss),
+        (Seg::Es, es),
+        (Seg::Ds, ds),
+        (Seg::Fs, fs),
+        (Seg::Gs, gs),
+    ] {
+        *x.cpu.seg_mut(seg) = v86::segment(selector as u16);
+    }
+    x.cpu.set_gpr(reg::RSP, 4, rsp);
+    x.cpu.rip = rip;
+    x.cpu.set_rflags(flags);
     Ok(())
 }
 

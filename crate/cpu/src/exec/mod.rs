@@ -6,7 +6,7 @@
 
 mod alu;
 mod bits;
-mod branch;
+pub(crate) mod branch;
 pub(crate) mod control;
 pub(crate) mod cpuid;
 mod far;
@@ -27,7 +27,7 @@ use iced_x86::{Instruction, Mnemonic};
 
 use crate::mem::Ctx;
 use crate::trap::{Exec, UD};
-use crate::vmx;
+use crate::{v86, vmx};
 
 /// Whether `i` is a string instruction that repeats, so that it may take more than one tick.
 pub(crate) fn is_repeated(i: &Instruction) -> bool {
@@ -192,8 +192,8 @@ pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
         Hlt => flow_system::hlt(x),
         Monitor => flow_system::monitor(x, i),
         Mwait => flow_system::mwait(x),
-        Cli => flow_system::cli(x),
-        Sti => flow_system::sti(x),
+        Cli => v86::cli(x),
+        Sti => v86::sti(x),
         Stac => flow_system::set_ac(x, true),
         Clac => flow_system::set_ac(x, false),
         Rdtsc => flow_system::rdtsc(x),

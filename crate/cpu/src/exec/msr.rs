@@ -24,7 +24,11 @@ fn mtrr_type_is_valid(kind: u8) -> bool {
 const MTRR_CAP: u64 = 8 | 1 << 8 | 1 << 10;
 const MTRR_DEF_TYPE_BITS: u64 = 0xff | 1 << 10 | 1 << 11;
 /// IA32_DEBUGCTL: record branches.
-pub(crate) const DEBUGCTL_LBR: u64 = 1;
+const DEBUGCTL_LBR: u64 = 1;
+/// IA32_DEBUGCTL: TF traps after taken branches only.
+pub(crate) const DEBUGCTL_BTF: u64 = 1 << 1;
+/// Bits of IA32_DEBUGCTL that can be set.
+pub(crate) const DEBUGCTL_BITS: u64 = DEBUGCTL_LBR | DEBUGCTL_BTF;
 /// Fast strings and xTPR messages; the rest of IA32_MISC_ENABLE tells what there is.
 const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 23;
 /// RDCL_NO, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO,
@@ -187,7 +191,7 @@ static TABLE: &[Row] = &[
         0x1d9,
         "IA32_DEBUGCTL",
         field!(debugctl),
-        Rule::Bits(DEBUGCTL_LBR),
+        Rule::Bits(DEBUGCTL_BITS),
     ),
     row(0x277, "IA32_PAT", field!(pat), Rule::Check(pat_is_valid)).needs(Feature::Pat),
     row(

@@ -10,7 +10,7 @@ use super::{Controls, checks};
 use crate::interrupt::{self, Injected};
 use crate::mem::Ctx;
 use crate::state::{Activity, SegmentState};
-use crate::trap::{Exec, Trap};
+use crate::trap::Exec;
 use crate::vcpu::{cr, reg};
 
 /// VMLAUNCH and VMRESUME.
@@ -43,9 +43,6 @@ pub(crate) fn vm_entry(x: &mut Ctx, resume: bool) -> Exec {
 }
 
 fn enter_guest(x: &mut Ctx) -> Exec {
-    if x.cpu.vmx.vmcs.get(Field::GUEST_RFLAGS) & crate::flags::bit::VM != 0 {
-        return Err(Trap::Unimplemented("guest in virtual-8086 mode"));
-    }
     x.cpu.vmx.vmcs.dirty = 0;
     load_guest(x);
     let vmcs = &x.cpu.vmx.vmcs;

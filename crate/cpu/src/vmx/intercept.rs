@@ -8,7 +8,6 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::exit::{Exit, leave};
 use crate::exec::control::linear_operand;
-use crate::flags::bit;
 use crate::mem::Ctx;
 use crate::trap::{Exec, UD};
 use crate::vcpu::{Vcpu, cr, reg};
@@ -83,7 +82,7 @@ pub(crate) fn check(x: &mut Ctx, i: &Instruction) -> Exec {
         }
         M::Lldt | M::Sldt | M::Ltr | M::Str if on2(proc2::DESCRIPTOR_TABLE_EXITING) => {
             let privileged = matches!(i.mnemonic(), M::Lldt | M::Ltr);
-            let real = !x.cpu.protected() || x.cpu.flags.rest & bit::VM != 0;
+            let real = x.cpu.uses_paragraphs();
             if real || !kernel && (privileged || x.cpu.cr4 & cr::CR4_UMIP != 0) {
                 return Ok(());
             }
@@ -140,7 +139,7 @@ fn vmx_instruction(x: &mut Ctx, i: &Instruction) -> Exec {
     };
     if reason != ExitReason::VMCALL {
         let compatibility = x.cpu.long_mode() && !x.cpu.is_64();
-        if !x.cpu.protected() || x.cpu.flags.rest & bit::VM != 0 || compatibility {
+        if x.cpu.uses_paragraphs() || compatibility {
             return Err(UD);
         }
         if reason == ExitReason::VMXON && x.cpu.cr4 & cr::CR4_VMXE == 0 {

@@ -67,7 +67,7 @@ pub(super) fn enter(x: &Ctx) -> Exec {
 /// #UD in real, virtual-8086 and compatibility mode.
 fn need_mode(x: &Ctx) -> Exec {
     let compatibility = x.cpu.long_mode() && !x.cpu.is_64();
-    if !x.cpu.protected() || x.cpu.flags.rest & bit::VM != 0 || compatibility {
+    if x.cpu.uses_paragraphs() || compatibility {
         return Err(UD);
     }
     Ok(())
