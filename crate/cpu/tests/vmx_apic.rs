@@ -5,12 +5,13 @@ mod support;
 
 use hypernest_cpu::{Activity, Model, VmxChoice, VmxProfile};
 use hypernest_vmcs::{Caps, ExitReason, Field, exit, pin, proc1, proc2};
+use iced_x86::IcedError;
 use iced_x86::code_asm::{
     CodeAssembler, al, ax, byte_ptr, cr8, dword_ptr, eax, ebx, ecx, edi, edx, qword_ptr, r8, rax,
     rbx, rsp, word_ptr,
 };
-use support::HANDLERS;
 use support::hypervisor::{EPT, Emit, GUEST, L1, PAGES, RWX, Setup, ept_entry};
+use support::{HANDLERS, Nothing};
 
 /// The virtual-APIC page, the APIC-access page, a posted-interrupt descriptor.
 const VIRTUAL: u64 = PAGES;
@@ -74,6 +75,13 @@ const POSTING: Controls = Controls {
 /// The MSRs of x2APIC mode.
 const X2APIC: Controls = Controls {
     proc2: proc2::VIRTUALIZE_X2APIC_MODE,
+    ..SHADOW
+};
+
+/// And interrupts, in that mode.
+const MSRS: Controls = Controls {
+    proc1: SHADOW.proc1 | proc1::USE_MSR_BITMAPS,
+    proc2: proc2::VIRTUALIZE_X2APIC_MODE | proc2::VIRTUAL_INTERRUPT_DELIVERY,
     ..SHADOW
 };
 
@@ -519,17 +527,12 @@ const MSR_FIELDS: [(Field, u64); 2] = [
     (Field::EXCEPTION_BITMAP, 1 << 13),
 ];
 
-fn read_msr(a: &mut CodeAssembler, number: u32) -> Result<(), iced_x86::IcedError> {
+fn read_msr(a: &mut CodeAssembler, number: u32) -> Result<(), IcedError> {
     a.mov(ecx, number)?;
     a.rdmsr()
 }
 
-fn write_msr(
-    a: &mut CodeAssembler,
-    number: u32,
-    low: u32,
-    high: u32,
-) -> Result<(), iced_x86::IcedError> {
+fn write_msr(a: &mut CodeAssembler, number: u32, low: u32, high: u32) -> Result<(), IcedError> {
     a.mov(ecx, number)?;
     a.mov(eax, low)?;
     a.mov(edx, high)?;
@@ -865,50 +868,146 @@ fn a_notification_wakes_a_guest_only_for_an_interrupt() {
 
 // ---- all of it ----
 
+/// What a guest may do to its APIC, chosen by `random`.
+fn act(a: &mut CodeAssembler, random: &mut impl FnMut(u64) -> u64) -> Result<(), IcedError> {
+    const REGISTERS: [u64; 8] = [TPR, TPR, EOI, EOI, ICR, ICR_HIGH, PPR, 0x20];
+    let at = ACCESS + REGISTERS[random(8) as usize];
+    let vector = 0x20 + random(0x60) as u32;
+    match random(12) {
+        0 => a.mov(ecx, dword_ptr(at)),
+        1 => a.mov(dword_ptr(at), vector as i32),
+        2 => a.mov(dword_ptr(ACCESS + EOI), 0),
+        3 => a.mov(dword_ptr(ACCESS + TPR), random(0x60) as i32),
+        4 => a.mov(dword_ptr(ACCESS + ICR), (1 << 18 | vector) as i32),
+        5 => {
+            a.mov(eax, random(8) as u32)?;
+            a.mov(cr8, rax)
+        }
+        6 => write_msr(a, 0x808, random(0x60) as u32, 0),
+        7 => write_msr(a, 0x80b, 0, 0),
+        8 => write_msr(a, 0x83f, vector, 0),
+        9 => a.cli(),
+        10 => a.sti(),
+        _ if random(4) == 0 => a.hlt(),
+        _ => a.nop(),
+    }
+}
+
 /// The effects of writes, and interrupts that wait for the guest, are not lost.
 #[test]
 fn saving_between_any_two_ticks_changes_nothing() {
-    let fields = [
-        (Field::GUEST_INTR_STATUS, 0x62 << 8 | 0x35),
-        (Field::EOI_EXIT_BITMAP0, 1 << 0x35),
-        (Field::TPR_THRESHOLD, 1),
-    ];
-    let guest: Emit = &|a| {
-        a.mov(eax, 7)?;
-        a.mov(cr8, rax)?;
-        a.mov(dword_ptr(ACCESS + ICR_HIGH), 0x1234_5678)?;
-        a.mov(dword_ptr(ACCESS + EOI), 0)?;
-        a.mov(dword_ptr(ACCESS + ICR), 1 << 18 | 0x51)?;
-        a.nop()?;
-        a.mov(dword_ptr(ACCESS + TPR), 0x10)?;
-        a.sti()?;
-        a.nop()?;
-        a.vmcall()
-    };
-    let run = |controls: Controls, save: bool| {
-        let mut l1 = l1(controls, &fields, guest);
-        for vector in [0x62, 0x35] {
-            set_vector(&mut l1, ISR, vector);
+    let mut ends = Vec::new();
+    for seed in 0..60u64 {
+        let mut state = seed;
+        let mut random = |below: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(99);
+            (state >> 33) % below
+        };
+        let mut code = CodeAssembler::new(64).unwrap();
+        for _ in 0..30 {
+            act(&mut code, &mut random).unwrap();
         }
-        set_vector(&mut l1, IRR, 0x35);
-        for _ in 0..800 {
-            let until = l1.processor.now() + 1;
-            l1.processor.run(&mut l1.ram, &mut support::Nothing, until);
-            if save {
-                let state = l1.state();
-                l1.processor.write_state(0, &state).unwrap();
+        code.vmcall().unwrap();
+        let code = code.assemble(GUEST).unwrap();
+        let controls = [PAGE, DELIVERY, POSTING, MSRS][random(4) as usize];
+        let (irr, isr, posted) = (0x20 + random(0x60), random(2) * 0x41, 0x20 + random(0x60));
+        let fields = [
+            MSR_FIELDS[0],
+            (Field::GUEST_INTR_STATUS, isr << 8 | irr),
+            (Field::EOI_EXIT_BITMAP1, random(4)),
+            (Field::TPR_THRESHOLD, random(2)),
+        ];
+        let run = |save: bool| {
+            let mut l1 = l1(controls, &fields, &|a| a.db(&code));
+            // An interrupt of the guest returns to it, with interrupts enabled.
+            for vector in 0..256 {
+                let handler = HANDLERS + 16 * vector;
+                l1.ram.write(handler, &[0x48, 0xcf]).unwrap();
             }
-        }
-        let page: Vec<u32> = (0..1024).map(|n| register(&l1, 4 * n)).collect();
-        (l1.reason(), l1.state(), page)
-    };
-    for (controls, ends) in [
-        (DELIVERY, ExitReason::HLT),
-        (PAGE, ExitReason::TPR_BELOW_THRESHOLD),
+            set_vector(&mut l1, IRR, irr as u8);
+            set_vector(&mut l1, ISR, isr as u8);
+            l1.put(POSTED + posted / 64 * 8, 1 << (posted % 64));
+            let mut until_notified = 10;
+            for _ in 0..700 {
+                if controls.pin != 0 && l1.state().vmx.non_root {
+                    until_notified -= 1;
+                    if until_notified == 0 {
+                        request(&mut l1, NOTIFICATION);
+                    }
+                }
+                let until = l1.processor.now() + 1;
+                l1.processor.run(&mut l1.ram, &mut Nothing, until);
+                if save {
+                    let state = l1.state();
+                    l1.processor.write_state(0, &state).unwrap();
+                }
+            }
+            let page: Vec<u32> = (0..1024).map(|n| register(&l1, 4 * n)).collect();
+            let taken = l1.word(POSTED + posted / 64 * 8) == 0;
+            (l1.field(Field::VM_EXIT_REASON), taken, l1.state(), page)
+        };
+        let plain = run(false);
+        assert!(plain == run(true), "seed {seed}");
+        ends.push((plain.0, plain.1));
+    }
+    // They went far enough to differ.
+    for end in [
+        ExitReason::VMCALL,
+        ExitReason::TPR_BELOW_THRESHOLD,
+        ExitReason::VIRTUALIZED_EOI,
+        ExitReason::APIC_WRITE,
     ] {
-        let plain = run(controls, false);
-        assert_eq!(plain, run(controls, true));
-        assert_eq!(plain.0, ends);
+        let there = |(seen, _): &(u64, bool)| *seen == reason(end);
+        assert!(ends.iter().any(there), "{end:?} of {ends:?}");
+    }
+    assert!(ends.iter().any(|(_, taken)| *taken));
+}
+
+#[test]
+fn controls_that_do_not_fit_each_other_fail_the_entry() {
+    let changed = |base: Controls, proc1: u32, proc2: u32, pin: u32, exit: u32| Controls {
+        proc1: base.proc1 & !proc1,
+        proc2: base.proc2 ^ proc2,
+        pin: base.pin ^ pin,
+        exit: base.exit ^ exit,
+    };
+    let shadow = proc1::USE_TPR_SHADOW;
+    let accesses = proc2::VIRTUALIZE_APIC_ACCESSES;
+    let delivery = proc2::VIRTUAL_INTERRUPT_DELIVERY;
+    let acknowledge = exit::ACKNOWLEDGE_INTERRUPT_ON_EXIT;
+    let none: &[(Field, u64)] = &[];
+    let no_exits = [(
+        Field::PIN_BASED_VM_EXEC_CONTROL,
+        u64::from(caps().pin_allowed0()),
+    )];
+    for (controls, fields) in [
+        (SHADOW, &[(Field::VIRTUAL_APIC_PAGE_ADDR, VIRTUAL + 8)][..]),
+        (SHADOW, &[(Field::VIRTUAL_APIC_PAGE_ADDR, 1 << 52)]),
+        (SHADOW, &[(Field::TPR_THRESHOLD, 0x10)]),
+        (SHADOW, &[(Field::TPR_THRESHOLD, 1)]),
+        (changed(X2APIC, shadow, 0, 0, 0), none),
+        (changed(REGISTERS, shadow, 0, 0, 0), none),
+        (changed(DELIVERY, shadow, 0, 0, 0), none),
+        (PAGE, &[(Field::APIC_ACCESS_ADDR, ACCESS + 8)]),
+        (PAGE, &[(Field::APIC_ACCESS_ADDR, 1 << 52)]),
+        (changed(X2APIC, 0, accesses, 0, 0), none),
+        (DELIVERY, &no_exits),
+        (changed(POSTING, 0, delivery, 0, 0), none),
+        (changed(POSTING, 0, 0, 0, acknowledge), none),
+        (POSTING, &[(Field::POSTED_INTR_NV, 0x100)]),
+        (POSTING, &[(Field::POSTED_INTR_DESC_ADDR, POSTED + 32)]),
+        (POSTING, &[(Field::POSTED_INTR_DESC_ADDR, 1 << 52)]),
+    ] {
+        let l1 = start(controls, fields, &|a| a.vmcall());
+        assert!(l1.stop.is_some(), "{fields:x?}");
+        assert_eq!(l1.field(Field::VM_INSTRUCTION_ERROR), 7, "{fields:x?}");
+    }
+    // Each of them alone was wrong.
+    for controls in [SHADOW, PAGE, REGISTERS, DELIVERY, POSTING, X2APIC] {
+        let l1 = start(controls, none, &|a| a.vmcall());
+        assert_eq!(l1.reason(), ExitReason::VMCALL);
     }
 }
 

@@ -102,6 +102,9 @@ pub(crate) struct Vmx {
     pub virtual_interrupt: bool,
 }
 
+/// Bits of a page's physical address: those that any processor has.
+const PAGE: u64 = 0x000f_ffff_ffff_f000;
+
 /// The controls of a running guest, read often.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Controls {
@@ -151,9 +154,9 @@ impl Controls {
                 0
             },
             virtual_apic: (proc1_controls & proc1::USE_TPR_SHADOW != 0)
-                .then(|| vmcs.get(Field::VIRTUAL_APIC_PAGE_ADDR)),
+                .then(|| vmcs.get(Field::VIRTUAL_APIC_PAGE_ADDR) & PAGE),
             apic_access: has(proc2::VIRTUALIZE_APIC_ACCESSES)
-                .then(|| vmcs.get(Field::APIC_ACCESS_ADDR)),
+                .then(|| vmcs.get(Field::APIC_ACCESS_ADDR) & PAGE),
         }
     }
 

@@ -143,6 +143,8 @@ pub(crate) fn deliver(x: &mut Ctx) -> Exec {
 
 // ---- posted interrupts ----
 
+/// Bits of a descriptor's physical address.
+const DESCRIPTOR: u64 = 0x000f_ffff_ffff_ffc0;
 /// Bytes of posted-interrupt requests at the start of a descriptor; the outstanding-notification bit
 /// follows them.
 const REQUESTS: u64 = 32;
@@ -156,7 +158,7 @@ pub(crate) fn take_posted(x: &mut Ctx, vector: u8) -> bool {
     {
         return false;
     }
-    let descriptor = vmcs.get(Field::POSTED_INTR_DESC_ADDR);
+    let descriptor = vmcs.get(Field::POSTED_INTR_DESC_ADDR) & DESCRIPTOR;
     let mut byte = [0];
     x.load_physical(descriptor + REQUESTS, &mut byte);
     x.store_physical(descriptor + REQUESTS, &[byte[0] & !1]);
