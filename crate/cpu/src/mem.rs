@@ -6,6 +6,8 @@ use crate::ram::Ram;
 use crate::tlb::Kind;
 use crate::trap::{Exec, Fault, Trap};
 use crate::vcpu::{Seg, Vcpu, cr, rights};
+use crate::vmx::apic as virtual_apic;
+use crate::vmx::exit::Exit;
 
 /// All that executing an instruction needs.
 pub(crate) struct Ctx<'a> {
@@ -87,7 +89,10 @@ impl Ctx<'_> {
     pub fn missed(&mut self, miss: Miss) -> Trap {
         match miss {
             Miss::Fault(fault) => Trap::Fault(fault),
-            Miss::Exit(exit) => crate::vmx::exit::leave(self.cpu, exit),
+            Miss::Exit(exit) => {
+                let next_rip = Some(self.cpu.rip);
+                crate::vmx::exit::leave(self.cpu, Exit { next_rip, ..exit })
+            }
         }
     }
 
@@ -111,7 +116,9 @@ impl Ctx<'_> {
             .map_err(|miss| self.missed(miss))?;
         let physical = mapping.physical | linear & 0xfff;
         let page_in_ram = self.ram.offset(physical & !0xfff);
-        if let Some(offset) = page_in_ram.filter(|_| !self.is_apic_page(physical)) {
+        let special =
+            self.is_apic_page(physical) || virtual_apic::is_access_page(self.cpu, physical);
+        if let Some(offset) = page_in_ram.filter(|_| !special) {
             // Implicit accesses are cached as supervisor ones only where SMAP cannot tell them apart.
             let kind = match privilege {
                 Privilege::User => Kind::User,
@@ -210,14 +217,19 @@ impl Ctx<'_> {
         {
             return Ok(());
         }
-        self.pages(linear, size, Access::Write, self.privilege())
-            .map(|_| ())
+        let pages = self.pages(linear, size, Access::Write, self.privilege())?;
+        virtual_apic::data(self, linear, size, pages, Access::Write).map(|_| ())
     }
 
     #[cold]
     fn load_slow<const N: usize>(&mut self, linear: u64, who: Privilege) -> Exec<[u8; N]> {
-        let pages = self.pages(linear, N as u64, Access::Read, who)?;
+        let size = N as u64;
+        let pages = self.pages(linear, size, Access::Read, who)?;
         let mut value = [0; N];
+        if let Some(at) = virtual_apic::data(self, linear, size, pages, Access::Read)? {
+            self.load_physical(at, &mut value);
+            return Ok(value);
+        }
         let in_first = (0x1000 - (linear & 0xfff) as usize).min(N);
         let (first, second) = value.split_at_mut(in_first);
         self.load_physical(pages[0], first);
@@ -229,7 +241,13 @@ impl Ctx<'_> {
 
     #[cold]
     fn store_slow<const N: usize>(&mut self, linear: u64, value: [u8; N], who: Privilege) -> Exec {
-        let pages = self.pages(linear, N as u64, Access::Write, who)?;
+        let size = N as u64;
+        let pages = self.pages(linear, size, Access::Write, who)?;
+        if let Some(at) = virtual_apic::data(self, linear, size, pages, Access::Write)? {
+            self.store_physical(at, &value);
+            virtual_apic::stored(self, at, size);
+            return Ok(());
+        }
         let in_first = (0x1000 - (linear & 0xfff) as usize).min(N);
         let (first, second) = value.split_at(in_first);
         self.store_physical(pages[0], first);
@@ -318,6 +336,7 @@ impl Ctx<'_> {
             return Ok((Some(offset), 0));
         }
         let physical = self.translate(linear, Access::Execute, self.privilege())?;
+        virtual_apic::fetch(self, physical)?;
         let offset = if self.is_apic_page(physical) {
             None
         } else {

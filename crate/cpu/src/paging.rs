@@ -4,6 +4,7 @@ use crate::flags::bit;
 use crate::ram::Ram;
 use crate::trap::Fault;
 use crate::vcpu::{Vcpu, cr};
+use crate::vmx::apic;
 use crate::vmx::ept::{self, Purpose};
 use crate::vmx::exit::{Exit, uses_ept};
 
@@ -101,6 +102,9 @@ impl Tables<'_> {
             peek: self.peek,
         };
         let mapping = ept::translate(self.cpu, ram, address, purpose).map_err(Miss::Exit)?;
+        if apic::is_access_page(self.cpu, mapping.physical) {
+            return Err(Miss::Exit(apic::guest_physical_exit(self.cpu)));
+        }
         Ok(mapping.physical)
     }
 

@@ -683,6 +683,9 @@ impl Vcpu {
         let waits = self.activity == Activity::Halted;
         self.vmx.inject
             || self.vmx.mtf_pending
+            || self.vmx.apic_write.is_some()
+            || self.vmx.threshold_due
+            || vmx::virtual_interrupt::is_deliverable(self)
             || due && self.activity != Activity::WaitForSipi
             || waits && exit::takes_interrupts(self) && self.interrupt_waiting(intr)
             || waits && (exit::interrupt_window(self) || exit::nmi_window(self))
@@ -695,17 +698,16 @@ impl Vcpu {
     }
 }
 
-fn trap_like(reason: ExitReason) -> Exit {
-    Exit {
-        trap_like: true,
-        ..Exit::new(reason)
-    }
-}
-
 /// Takes what is due before the next instruction, in the order of Vol. 3A, "Priority Among
 /// Concurrent Events". False when the vCPU has nothing to execute.
 fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
     let guest = x.cpu.vmx.non_root;
+    // What belongs to the operation before.
+    if x.cpu.vmx.inject {
+        vmx::entry::inject(x)?;
+        x.cpu.vmx.mtf_pending |= x.cpu.vmx.traps_each_instruction();
+    }
+    vmx::apic::after_operation(x)?;
     // In VMX root operation INIT waits.
     if (guest || x.cpu.vmx.region.is_none()) && x.cpu.apic.take_init() {
         if guest {
@@ -726,12 +728,11 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
         }
         x.cpu.start_up(vector);
     }
-    if x.cpu.vmx.inject {
-        vmx::entry::inject(x)?;
-        x.cpu.vmx.mtf_pending |= x.cpu.vmx.traps_each_instruction();
-    }
     if core::mem::take(&mut x.cpu.vmx.mtf_pending) {
-        return Err(exit::leave(x.cpu, trap_like(ExitReason::MONITOR_TRAP_FLAG)));
+        return Err(exit::leave(
+            x.cpu,
+            Exit::after(ExitReason::MONITOR_TRAP_FLAG),
+        ));
     }
     if let Some(fault) = debug::pending_trap(x.cpu) {
         x.cpu.activity = Activity::Active;
@@ -743,11 +744,11 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
         .preemption_deadline
         .is_some_and(|due| due <= x.now);
     if expired {
-        let exit = trap_like(ExitReason::PREEMPTION_TIMER);
+        let exit = Exit::after(ExitReason::PREEMPTION_TIMER);
         return Err(exit::leave(x.cpu, exit));
     }
     if exit::nmi_window(x.cpu) {
-        return Err(exit::leave(x.cpu, trap_like(ExitReason::NMI_WINDOW)));
+        return Err(exit::leave(x.cpu, Exit::after(ExitReason::NMI_WINDOW)));
     }
     // The shadow of STI holds NMIs back too, as the manual allows (Vol. 2B, STI).
     let in_shadow = x.cpu.mov_ss_shadow || x.cpu.sti_shadow;
@@ -760,7 +761,15 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
         interrupt::nmi(x)?;
     }
     if exit::interrupt_window(x.cpu) {
-        return Err(exit::leave(x.cpu, trap_like(ExitReason::INTERRUPT_WINDOW)));
+        return Err(exit::leave(
+            x.cpu,
+            Exit::after(ExitReason::INTERRUPT_WINDOW),
+        ));
+    }
+    if vmx::virtual_interrupt::is_deliverable(x.cpu) {
+        vmx::virtual_interrupt::deliver(x)?;
+        // No other one is recognized now, but external interrupts may wait.
+        return service_events(x, boot_cpu);
     }
     let intr = boot_cpu && x.bus.intr();
     let exits = exit::takes_interrupts(x.cpu);
@@ -780,6 +789,10 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
             x.bus.acknowledge(x.now)
         };
         if exits {
+            if vmx::virtual_interrupt::take_posted(x, vector) {
+                // The local APIC has one less, and there may be a virtual one to deliver.
+                return service_events(x, boot_cpu);
+            }
             return Err(interrupt::external_exit(x, vector));
         }
         x.cpu.activity = Activity::Active;

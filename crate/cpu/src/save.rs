@@ -467,7 +467,7 @@ impl Vcpu {
         let pcid = self.current_pcid();
         if self.vmx.non_root {
             let controls = self.vmx.controls;
-            self.tlb.enter_guest(controls.vpid, controls.eptp, pcid);
+            self.tlb.enter_guest(&controls, pcid);
         } else {
             self.tlb.enter_host(pcid, false);
         }

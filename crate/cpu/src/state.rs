@@ -212,6 +212,12 @@ pub struct VmxState {
     pub virtual_nmi_blocking: bool,
     /// Tick at which the VMX-preemption timer reaches zero.
     pub preemption_deadline: Option<u64>,
+    /// Offset in the virtual-APIC page of a write whose emulation is due.
+    pub apic_write: Option<u16>,
+    /// The VM entry just made compares the virtual task priority with its threshold.
+    pub threshold_due: bool,
+    /// A pending virtual interrupt is recognized.
+    pub virtual_interrupt: bool,
 }
 
 /// Everything a vCPU is, between two instructions. Nothing hidden is left out, so a machine

@@ -12,6 +12,7 @@ use crate::paging::{self, Access};
 use crate::save::{DR6_FIXED, DR7_FIXED};
 use crate::trap::{Exec, Fault, GP0, UD};
 use crate::vcpu::{Seg, cr, reg};
+use crate::vmx;
 
 /// Bits of CR0 that exist.
 pub(crate) const CR0_BITS: u64 = cr::CR0_PE
@@ -62,7 +63,7 @@ pub(super) fn mov(x: &mut Ctx, i: &Instruction) -> Exec {
         Register::CR2 => x.cpu.cr2,
         Register::CR3 => x.cpu.cr3,
         Register::CR4 => visible_cr4(x),
-        _ => x.cpu.apic.cr8(),
+        _ => vmx::apic::read_cr8(x).unwrap_or_else(|| x.cpu.apic.cr8()),
     };
     x.cpu.set_reg(general, value);
     Ok(())
@@ -235,8 +236,10 @@ fn write_cr8(x: &mut Ctx, value: u64) -> Exec {
     if value > 15 {
         return Err(GP0);
     }
-    x.cpu.apic.set_cr8(value);
-    x.cpu.touched_outside();
+    if !vmx::apic::write_cr8(x, value) {
+        x.cpu.apic.set_cr8(value);
+        x.cpu.touched_outside();
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use crate::model::{Feature, Vendor};
 use crate::state::MsrState;
 use crate::trap::{Exec, GP0};
 use crate::vcpu::{Seg, Vcpu, cr, reg};
+use crate::vmx;
 
 /// Whether every byte of a PAT is a memory type (Vol. 3A, "IA32_PAT MSR").
 pub(crate) fn pat_is_valid(pat: u64) -> bool {
@@ -267,7 +268,11 @@ fn is_idle_counter(x: &Ctx, number: u32) -> bool {
 /// RDMSR.
 pub(super) fn rdmsr(x: &mut Ctx) -> Exec {
     privileged(x)?;
-    let value = read(x, x.cpu.gpr[reg::RCX] as u32)?;
+    let number = x.cpu.gpr[reg::RCX] as u32;
+    let value = match vmx::apic::read_msr(x, number) {
+        Some(value) => value,
+        None => read(x, number)?,
+    };
     x.cpu.gpr[reg::RAX] = value & 0xffff_ffff;
     x.cpu.gpr[reg::RDX] = value >> 32;
     Ok(())
@@ -277,7 +282,11 @@ pub(super) fn rdmsr(x: &mut Ctx) -> Exec {
 pub(super) fn wrmsr(x: &mut Ctx) -> Exec {
     privileged(x)?;
     let value = x.cpu.gpr[reg::RDX] << 32 | x.cpu.gpr[reg::RAX] & 0xffff_ffff;
-    write(x, x.cpu.gpr[reg::RCX] as u32, value)
+    let number = x.cpu.gpr[reg::RCX] as u32;
+    if vmx::apic::write_msr(x, number, value)? {
+        return Ok(());
+    }
+    write(x, number, value)
 }
 
 /// The value of a register.

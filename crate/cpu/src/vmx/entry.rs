@@ -55,6 +55,7 @@ fn enter_guest(x: &mut Ctx) -> Exec {
     x.cpu.vmx.vmcs.launched = true;
     let info = x.cpu.vmx.vmcs.get(Field::VM_ENTRY_INTR_INFO_FIELD) as u32;
     x.cpu.vmx.inject = info & VALID != 0;
+    super::virtual_interrupt::enter(x);
     x.cpu.refresh();
     x.cpu.touched_outside();
     Ok(())
@@ -153,10 +154,14 @@ fn load_guest(x: &mut Ctx) {
     cpu.vmx.preemption_deadline = controls
         .pin(pin::ACTIVATE_VMX_PREEMPTION_TIMER)
         .then(|| now.saturating_add(timer << rate));
+    cpu.vmx.threshold_due = controls.virtual_apic.is_some()
+        && controls.apic_access.is_some()
+        && !controls.delivers_virtual_interrupts()
+        && matches!(cpu.activity, Activity::Active | Activity::Halted);
     cpu.vmx.controls = controls;
     cpu.vmx.non_root = true;
     let pcid = cpu.current_pcid();
-    cpu.tlb.enter_guest(controls.vpid, controls.eptp, pcid);
+    cpu.tlb.enter_guest(&controls, pcid);
     if pae && pdptes.is_none() {
         pdptes = crate::paging::load_pdptes(x.cpu, x.ram, x.cpu.cr3).ok();
     }

@@ -23,6 +23,8 @@ pub(crate) struct Exit {
     pub event_error: u32,
     pub guest_physical: Option<u64>,
     pub linear: Option<u64>,
+    /// RIP after the instruction that exits, where that tells its length.
+    pub next_rip: Option<u64>,
     /// The processor has advanced past the instruction: no event was being delivered, and pending
     /// debug traps are kept.
     pub trap_like: bool,
@@ -33,6 +35,14 @@ impl Exit {
         Exit {
             reason: reason.0,
             ..Exit::default()
+        }
+    }
+
+    /// A trap-like exit.
+    pub fn after(reason: ExitReason) -> Exit {
+        Exit {
+            trap_like: true,
+            ..Exit::new(reason)
         }
     }
 }
@@ -81,7 +91,10 @@ fn record(x: &mut Ctx, exit: &Exit) {
     let vectoring = x.cpu.vmx.vectoring.take().filter(|_| !exit.trap_like);
     let length = match vectoring {
         Some(_) => x.cpu.vmx.vectoring_length.max(exit.instruction_length),
-        None => exit.instruction_length,
+        None => match exit.next_rip {
+            Some(next) => next.wrapping_sub(x.cpu.rip) as u32 & 0xf,
+            None => exit.instruction_length,
+        },
     };
     let vmcs = &mut x.cpu.vmx.vmcs;
     vmcs.set(Field::VM_EXIT_REASON, u64::from(exit.reason));
@@ -374,6 +387,9 @@ fn load_host(x: &mut Ctx) -> Exec {
     vmx.inject = false;
     vmx.mtf_pending = false;
     vmx.preemption_deadline = None;
+    vmx.apic_write = None;
+    vmx.threshold_due = false;
+    vmx.virtual_interrupt = false;
     let keep = vmx.controls.vpid != 0;
     vmx.controls = super::Controls::default();
     let pcid = cpu.current_pcid();

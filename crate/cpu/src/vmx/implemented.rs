@@ -33,7 +33,8 @@ fn implemented(model: &Model) -> Implemented {
         pin: pin::EXTERNAL_INTERRUPT_EXITING
             | pin::NMI_EXITING
             | pin::VIRTUAL_NMIS
-            | pin::ACTIVATE_VMX_PREEMPTION_TIMER,
+            | pin::ACTIVATE_VMX_PREEMPTION_TIMER
+            | pin::PROCESS_POSTED_INTERRUPTS,
         proc1: proc1::INTERRUPT_WINDOW_EXITING
             | proc1::USE_TSC_OFFSETTING
             | proc1::HLT_EXITING
@@ -45,6 +46,7 @@ fn implemented(model: &Model) -> Implemented {
             | proc1::CR3_STORE_EXITING
             | proc1::CR8_LOAD_EXITING
             | proc1::CR8_STORE_EXITING
+            | proc1::USE_TPR_SHADOW
             | proc1::NMI_WINDOW_EXITING
             | proc1::MOV_DR_EXITING
             | proc1::UNCONDITIONAL_I_O_EXITING
@@ -54,12 +56,16 @@ fn implemented(model: &Model) -> Implemented {
             | proc1::MONITOR_EXITING
             | proc1::PAUSE_EXITING
             | proc1::ACTIVATE_SECONDARY_CONTROLS,
-        proc2: proc2::ENABLE_EPT
+        proc2: proc2::VIRTUALIZE_APIC_ACCESSES
+            | proc2::ENABLE_EPT
             | proc2::DESCRIPTOR_TABLE_EXITING
             | proc2::ENABLE_RDTSCP
+            | proc2::VIRTUALIZE_X2APIC_MODE
             | proc2::ENABLE_VPID
             | proc2::WBINVD_EXITING
             | proc2::UNRESTRICTED_GUEST
+            | proc2::APIC_REGISTER_VIRTUALIZATION
+            | proc2::VIRTUAL_INTERRUPT_DELIVERY
             | proc2::RDRAND_EXITING
             | proc2::ENABLE_INVPCID
             | proc2::RDSEED_EXITING

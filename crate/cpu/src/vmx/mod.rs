@@ -3,6 +3,7 @@
 //! The current VMCS is held as values by field; bytes in guest memory are read by VMPTRLD and
 //! written when it stops being current. Its controls are taken apart once per VM entry.
 
+pub(crate) mod apic;
 mod checks;
 pub(crate) mod entry;
 pub(crate) mod ept;
@@ -11,6 +12,7 @@ mod implemented;
 pub(crate) mod intercept;
 mod memory;
 pub(crate) mod operation;
+pub(crate) mod virtual_interrupt;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -92,7 +94,16 @@ pub(crate) struct Vmx {
     pub virtual_nmi_blocking: bool,
     /// Tick at which the VMX-preemption timer reaches zero.
     pub preemption_deadline: Option<u64>,
+    /// The operation at hand, or the one just completed, wrote to the virtual-APIC page.
+    pub apic_write: Option<apic::Written>,
+    /// The VM entry just made compares the virtual task priority with its threshold.
+    pub threshold_due: bool,
+    /// A pending virtual interrupt is recognized.
+    pub virtual_interrupt: bool,
 }
+
+/// Bits of a page's physical address: those that any processor has.
+const PAGE: u64 = 0x000f_ffff_ffff_f000;
 
 /// The controls of a running guest, read often.
 #[derive(Clone, Copy, Debug, Default)]
@@ -109,6 +120,10 @@ pub(crate) struct Controls {
     pub eptp: Option<u64>,
     /// VPID; zero where not enabled.
     pub vpid: u16,
+    /// Page that stands for the guest's APIC, where the TPR shadow is in use.
+    pub virtual_apic: Option<u64>,
+    /// Page whose accesses are virtualized, where they are.
+    pub apic_access: Option<u64>,
 }
 
 impl Controls {
@@ -138,6 +153,10 @@ impl Controls {
             } else {
                 0
             },
+            virtual_apic: (proc1_controls & proc1::USE_TPR_SHADOW != 0)
+                .then(|| vmcs.get(Field::VIRTUAL_APIC_PAGE_ADDR) & PAGE),
+            apic_access: has(proc2::VIRTUALIZE_APIC_ACCESSES)
+                .then(|| vmcs.get(Field::APIC_ACCESS_ADDR) & PAGE),
         }
     }
 
@@ -158,6 +177,9 @@ impl Controls {
     }
     pub fn virtual_nmis(&self) -> bool {
         self.pin(pin::VIRTUAL_NMIS)
+    }
+    pub fn delivers_virtual_interrupts(&self) -> bool {
+        self.proc2(proc2::VIRTUAL_INTERRUPT_DELIVERY)
     }
     pub fn acknowledges(&self) -> bool {
         self.exit(exit_controls::ACKNOWLEDGE_INTERRUPT_ON_EXIT)
@@ -182,6 +204,9 @@ impl Vmx {
             nmi_exit: false,
             virtual_nmi_blocking: false,
             preemption_deadline: None,
+            apic_write: None,
+            threshold_due: false,
+            virtual_interrupt: false,
         }
     }
 
@@ -203,6 +228,9 @@ impl Vmx {
             mtf_pending: self.mtf_pending,
             virtual_nmi_blocking: self.virtual_nmi_blocking,
             preemption_deadline: self.preemption_deadline,
+            apic_write: self.apic_write.map(|written| written.offset),
+            threshold_due: self.threshold_due,
+            virtual_interrupt: self.virtual_interrupt,
         }
     }
 
@@ -224,6 +252,12 @@ impl Vmx {
         self.mtf_pending = state.mtf_pending;
         self.virtual_nmi_blocking = state.virtual_nmi_blocking;
         self.preemption_deadline = state.preemption_deadline;
+        // The operation is complete: its size no longer matters.
+        self.apic_write = state
+            .apic_write
+            .map(|offset| apic::Written { offset, size: 4 });
+        self.threshold_due = state.threshold_due;
+        self.virtual_interrupt = state.virtual_interrupt;
         if self.non_root {
             self.controls = Controls::new(&self.vmcs);
         }
