@@ -87,7 +87,10 @@ impl Ctx<'_> {
     pub fn missed(&mut self, miss: Miss) -> Trap {
         match miss {
             Miss::Fault(fault) => Trap::Fault(fault),
-            Miss::Exit(exit) => crate::vmx::exit::leave(self.cpu, exit),
+            Miss::Exit(exit) => match crate::vmx::ve::convert(self, &exit) {
+                Some(trap) => trap,
+                None => crate::vmx::exit::leave(self.cpu, exit),
+            },
         }
     }
 
@@ -107,8 +110,14 @@ impl Ctx<'_> {
         } else {
             linear & 0xffff_ffff
         };
-        let mapping = paging::walk(self.cpu, self.ram, linear, access, privilege, false)
-            .map_err(|miss| self.missed(miss))?;
+        let mut marks = self.cpu.vmx.marks();
+        let walked = paging::walk(self.cpu, self.ram, linear, access, privilege, &mut marks);
+        self.cpu.vmx.marked(&marks);
+        let mapping = walked.map_err(|miss| {
+            // Whatever was cached for the page is forgotten, with all kinds of access.
+            self.cpu.tlb.forget_page(linear);
+            self.missed(miss)
+        })?;
         let physical = mapping.physical | linear & 0xfff;
         let page_in_ram = self.ram.offset(physical & !0xfff);
         if let Some(offset) = page_in_ram.filter(|_| !self.is_apic_page(physical)) {

@@ -4,6 +4,7 @@
 use hypernest_vmcs::pin;
 use iced_x86::{Code, Instruction, MemorySize, Mnemonic, OpKind};
 
+use super::task::{self, Source};
 use crate::descriptor::{Descriptor, is_null, kind, selector_code};
 use crate::flags::bit;
 use crate::mem::Ctx;
@@ -92,7 +93,7 @@ pub(super) fn jmp(x: &mut Ctx, i: &Instruction) -> Exec {
         x.enter_code(segment, cpl, pointer.offset);
         return Ok(());
     }
-    let gate = call_gate(x, pointer.selector, target)?;
+    let gate = call_gate(x, pointer.selector, target, Source::Jump, i.len() as u32)?;
     if !gate.target.is_conforming() && gate.target.dpl() != cpl {
         return Err(gp(gate.selector).into());
     }
@@ -131,7 +132,7 @@ pub(super) fn call(x: &mut Ctx, i: &Instruction) -> Exec {
         x.enter_code(segment, cpl, pointer.offset);
         return Ok(());
     }
-    let gate = call_gate(x, pointer.selector, target)?;
+    let gate = call_gate(x, pointer.selector, target, Source::Call, i.len() as u32)?;
     if !gate.target.is_conforming() && gate.target.dpl() < cpl {
         return call_inner(x, &gate);
     }
@@ -233,11 +234,17 @@ struct Gate {
     parameters: usize,
 }
 
-fn call_gate(x: &mut Ctx, selector: u16, gate: Descriptor) -> Exec<Gate> {
+fn call_gate(
+    x: &mut Ctx,
+    selector: u16,
+    gate: Descriptor,
+    source: Source,
+    length: u32,
+) -> Exec<Gate> {
     let long = x.cpu.long_mode();
     let fault = gp(selector);
     let (cpl, rpl) = (x.cpu.cpl, (selector & 3) as u8);
-    let (size, task) = match gate.kind() {
+    let (size, is_task) = match gate.kind() {
         _ if !gate.is_system() => return Err(fault.into()),
         kind::CALL => (if long { 8 } else { 4 }, false),
         kind::CALL16 if !long => (2, false),
@@ -248,8 +255,8 @@ fn call_gate(x: &mut Ctx, selector: u16, gate: Descriptor) -> Exec<Gate> {
         return Err(fault.into());
     }
     present(selector, gate)?;
-    if task {
-        return Err(Trap::Unimplemented("task switch"));
+    if is_task {
+        return Err(task::far(x, selector, gate, source, length));
     }
     let mut offset = gate.gate_offset();
     if long {
@@ -372,6 +379,13 @@ fn return_outer(
 
 /// IRET, IRETD, IRETQ.
 pub(super) fn iret(x: &mut Ctx, i: &Instruction) -> Exec {
+    x.cpu.vmx.iret_unblocked_nmis = false;
+    iret_inner(x, i)?;
+    x.cpu.vmx.iret_unblocked_nmis = false;
+    Ok(())
+}
+
+fn iret_inner(x: &mut Ctx, i: &Instruction) -> Exec {
     let size = match i.mnemonic() {
         Mnemonic::Iret => 2,
         Mnemonic::Iretd => 4,
@@ -395,13 +409,14 @@ pub(super) fn iret(x: &mut Ctx, i: &Instruction) -> Exec {
         && *blocked
     {
         *blocked = false;
+        cpu.vmx.iret_unblocked_nmis = guest;
         cpu.leave_block = true;
     }
     if x.cpu.protected() && x.cpu.flags.rest & bit::NT != 0 {
         return Err(if x.cpu.long_mode() {
             GP0
         } else {
-            Trap::Unimplemented("return from a nested task")
+            task::iret(x, i.len() as u32)
         });
     }
     let word = size as u64;

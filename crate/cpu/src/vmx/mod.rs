@@ -3,14 +3,20 @@
 //! The current VMCS is held as values by field; bytes in guest memory are read by VMPTRLD and
 //! written when it stops being current. Its controls are taken apart once per VM entry.
 
+mod abort;
 mod checks;
 pub(crate) mod entry;
 pub(crate) mod ept;
 pub(crate) mod exit;
+pub(crate) mod function;
 mod implemented;
 pub(crate) mod intercept;
 mod memory;
 pub(crate) mod operation;
+mod pause;
+pub(crate) mod pml;
+mod shadow;
+pub(crate) mod ve;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -22,8 +28,10 @@ use hypernest_vmcs::{
 
 use serde::{Deserialize, Serialize};
 
+pub use abort::vmx_abort_cause;
+
 use crate::model::Model;
-use crate::state::VmxState;
+use crate::state::{PauseLoop, VmxState};
 
 /// What a machine's VMX offers: capability MSRs, and the layout of a VMCS in guest memory.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,6 +100,10 @@ pub(crate) struct Vmx {
     pub virtual_nmi_blocking: bool,
     /// Tick at which the VMX-preemption timer reaches zero.
     pub preemption_deadline: Option<u64>,
+    /// The loop that the guest's last PAUSE was in.
+    pub pause_loop: Option<PauseLoop>,
+    /// The IRET at hand has unblocked NMIs, as its VM exit must tell.
+    pub iret_unblocked_nmis: bool,
 }
 
 /// The controls of a running guest, read often.
@@ -105,6 +117,8 @@ pub(crate) struct Controls {
     pub exceptions: u32,
     /// What to add to the TSC.
     pub tsc_offset: u64,
+    /// What to multiply the TSC with before, 48 bits of it behind the point.
+    pub tsc_multiplier: Option<u64>,
     /// EPT pointer, where EPT is enabled.
     pub eptp: Option<u64>,
     /// VPID; zero where not enabled.
@@ -121,17 +135,20 @@ impl Controls {
             0
         };
         let has = |bit| proc2_controls & bit != 0;
+        let offsets = proc1_controls & proc1::USE_TSC_OFFSETTING != 0;
         Controls {
             pin: word(Field::PIN_BASED_VM_EXEC_CONTROL),
             proc1: proc1_controls,
             proc2: proc2_controls,
             exit: word(Field::VM_EXIT_CONTROLS),
             exceptions: word(Field::EXCEPTION_BITMAP),
-            tsc_offset: if proc1_controls & proc1::USE_TSC_OFFSETTING != 0 {
+            tsc_offset: if offsets {
                 vmcs.get(Field::TSC_OFFSET)
             } else {
                 0
             },
+            tsc_multiplier: (offsets && has(proc2::USE_TSC_SCALING))
+                .then(|| vmcs.get(Field::TSC_MULTIPLIER)),
             eptp: has(proc2::ENABLE_EPT).then(|| vmcs.get(Field::EPT_POINTER)),
             vpid: if has(proc2::ENABLE_VPID) {
                 vmcs.get(Field::VIRTUAL_PROCESSOR_ID) as u16
@@ -139,6 +156,16 @@ impl Controls {
                 0
             },
         }
+    }
+
+    /// The TSC as a guest with these controls sees it (Vol. 3C, "Time-Stamp Counter Offsetting and
+    /// Scaling").
+    pub fn guest_tsc(&self, tsc: u64) -> u64 {
+        let scaled = match self.tsc_multiplier {
+            Some(multiplier) => ((u128::from(tsc) * u128::from(multiplier)) >> 48) as u64,
+            None => tsc,
+        };
+        scaled.wrapping_add(self.tsc_offset)
     }
 
     pub fn pin(&self, bit: u32) -> bool {
@@ -182,6 +209,8 @@ impl Vmx {
             nmi_exit: false,
             virtual_nmi_blocking: false,
             preemption_deadline: None,
+            pause_loop: None,
+            iret_unblocked_nmis: false,
         }
     }
 
@@ -198,11 +227,12 @@ impl Vmx {
                 .filter(|(_, value)| *value != 0)
                 .collect(),
             launched: current && self.vmcs.launched,
-            abort: if current { self.vmcs.abort } else { 0 },
+            shadow: current && self.vmcs.shadow,
             inject: self.inject,
             mtf_pending: self.mtf_pending,
             virtual_nmi_blocking: self.virtual_nmi_blocking,
             preemption_deadline: self.preemption_deadline,
+            pause_loop: self.pause_loop,
         }
     }
 
@@ -219,11 +249,12 @@ impl Vmx {
             }
         }
         self.vmcs.launched = state.launched;
-        self.vmcs.abort = state.abort;
+        self.vmcs.shadow = state.shadow;
         self.inject = state.inject;
         self.mtf_pending = state.mtf_pending;
         self.virtual_nmi_blocking = state.virtual_nmi_blocking;
         self.preemption_deadline = state.preemption_deadline;
+        self.pause_loop = state.pause_loop;
         if self.non_root {
             self.controls = Controls::new(&self.vmcs);
         }
