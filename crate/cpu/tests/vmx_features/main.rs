@@ -1,6 +1,7 @@
 //! Features of VMX that stand by themselves, each with a hypervisor that does what its test says.
 
 mod abort;
+mod absent;
 mod function;
 mod log;
 mod shadow;
