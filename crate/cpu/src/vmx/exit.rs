@@ -48,6 +48,9 @@ pub(super) const VALID: u32 = 1 << 31;
 /// The type in interruption-information fields, and that of hardware exceptions.
 const KIND: u32 = 7 << 8;
 const HARDWARE_EXCEPTION: u32 = 3 << 8;
+const DOUBLE_FAULT: u8 = 8;
+/// In interruption information and exit qualifications: IRET had unblocked NMIs.
+pub(super) const NMI_UNBLOCKED: u32 = 1 << 12;
 /// Error-code-valid bit of interruption-information fields.
 pub(super) const HAS_ERROR: u32 = 1 << 11;
 
@@ -91,13 +94,14 @@ fn note_nmi_unblocking(cpu: &mut Vcpu, exit: &mut Exit) {
     if !core::mem::take(&mut cpu.vmx.iret_unblocked_nmis) || cpu.vmx.vectoring.is_some() {
         return;
     }
-    const UNBLOCKED: u32 = 1 << 12;
     match ExitReason(exit.reason) {
         ExitReason::EPT_VIOLATION | ExitReason::PML_FULL => {
-            exit.qualification |= u64::from(UNBLOCKED);
+            exit.qualification |= u64::from(NMI_UNBLOCKED);
         }
-        ExitReason::EXCEPTION_OR_NMI if exit.event & KIND == HARDWARE_EXCEPTION => {
-            exit.event |= UNBLOCKED;
+        ExitReason::EXCEPTION_OR_NMI
+            if exit.event & KIND == HARDWARE_EXCEPTION && exit.event as u8 != DOUBLE_FAULT =>
+        {
+            exit.event |= NMI_UNBLOCKED;
         }
         _ => {}
     }

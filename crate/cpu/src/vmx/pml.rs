@@ -48,7 +48,7 @@ impl Marks {
     pub fn dirtied(&mut self, ram: &mut Ram, guest_physical: u64) {
         if let Some(log) = &mut self.log {
             let at = log.address + 8 * u64::from(log.index);
-            // A log that is not in RAM keeps nothing.
+            // Deviation: a log that is not in RAM keeps nothing; no device sees it.
             let _ = ram.write(at, &(guest_physical & !0xfff).to_le_bytes());
             log.index = log.index.wrapping_sub(1);
         }

@@ -3,7 +3,7 @@
 
 use hypernest_vmcs::{Field, proc2};
 
-use super::exit::Exit;
+use super::exit::{Exit, NMI_UNBLOCKED};
 use crate::mem::Ctx;
 use crate::trap::{Fault, Trap};
 
@@ -25,9 +25,13 @@ pub(crate) fn convert(x: &mut Ctx, exit: &Exit) -> Option<Trap> {
     if state != [0; 4] {
         return None;
     }
+    let mut qualification = exit.qualification;
+    if x.cpu.vmx.iret_unblocked_nmis {
+        qualification |= u64::from(NMI_UNBLOCKED);
+    }
     x.store_physical(area, &u32::from(exit.reason).to_le_bytes());
     x.store_physical(area + 4, &BUSY.to_le_bytes());
-    x.store_physical(area + 8, &exit.qualification.to_le_bytes());
+    x.store_physical(area + 8, &qualification.to_le_bytes());
     x.store_physical(area + 16, &exit.linear.unwrap_or(0).to_le_bytes());
     x.store_physical(area + 24, &exit.guest_physical.unwrap_or(0).to_le_bytes());
     x.store_physical(area + 32, &index.to_le_bytes());

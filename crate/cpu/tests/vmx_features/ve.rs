@@ -1,6 +1,6 @@
 //! Virtualization exceptions (Vol. 3C, "Virtualization Exceptions").
 
-use hypernest_vmcs::{ExitReason, Field, entry, proc2, vmfunc};
+use hypernest_vmcs::{ExitReason, Field, entry, pin, proc2, vmfunc};
 use iced_x86::code_asm::{eax, ecx, qword_ptr, rax, rdi, rsp};
 
 use super::{exception, setup, vector};
@@ -193,6 +193,23 @@ fn without_protection_it_is_an_exit() {
     l1.run();
     assert_eq!(l1.exit(), (VIOLATION, 1 | FINAL));
     assert_eq!(area(&l1), [0; 4]);
+}
+
+#[test]
+fn it_tells_of_nmis_that_an_iret_unblocked() {
+    let blocked = [
+        (Field::PIN_BASED_VM_EXEC_CONTROL, u64::from(pin::DEFAULT1)),
+        (Field::GUEST_INTERRUPTIBILITY_INFO, 8),
+    ];
+    // The frame of the exception goes below, into the page before.
+    let mut l1 = new(&blocked, &|a| {
+        a.mov(rsp, DATA)?;
+        a.iretq()
+    });
+    l1.put(ept_entry(EPT, DATA), 0);
+    l1.run();
+    assert_eq!(vector(&l1), 20);
+    assert_eq!(area(&l1), written(1 | FINAL | 1 << 12, DATA, DATA));
 }
 
 #[test]

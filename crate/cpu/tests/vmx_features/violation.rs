@@ -94,3 +94,25 @@ fn an_iret_that_unblocked_nmis_says_so() {
         assert_eq!(l1.field(Field::GUEST_INTERRUPTIBILITY_INFO), blocked);
     }
 }
+
+#[test]
+fn an_exception_of_such_an_iret_says_so_too() {
+    // To a selector that is null: #GP(0).
+    for (blocked, bit) in [(8, 1 << 12), (0, 0)] {
+        let l1 = L1::start(&setup(
+            0,
+            &[
+                (Field::PIN_BASED_VM_EXEC_CONTROL, u64::from(pin::DEFAULT1)),
+                (Field::GUEST_INTERRUPTIBILITY_INFO, blocked),
+                (Field::EXCEPTION_BITMAP, 1 << 13),
+            ],
+            &|a| {
+                a.mov(rsp, DATA)?;
+                a.iretq()
+            },
+        ));
+        assert_eq!(super::exception(&l1), (13, 0));
+        assert_eq!(l1.field(Field::VM_EXIT_INTR_INFO), 0x8000_0b0d | bit);
+        assert_eq!(l1.field(Field::GUEST_INTERRUPTIBILITY_INFO), 0);
+    }
+}
