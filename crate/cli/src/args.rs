@@ -19,7 +19,7 @@ Exit status:
   0      the guest powered off or reset, --stop-on or --stop-at was reached, or Ctrl-A x
   n*2+1  the guest wrote n to the debug-exit port F4H
   2      bad input: nothing was run
-  4      the guest crashed (triple fault), needs what is not implemented, or sleeps for ever
+  4      the guest crashed (triple fault, VMX abort), needs what is not implemented, or sleeps for ever
   124    --timeout ran out
   143    stopped by a signal
 

@@ -320,6 +320,10 @@ fn end_of(machine: &Machine, stop: &Stop, limits: &Limits) -> Result<Option<End>
                 End::TripleFault { vcpu: *vcpu }
             }
         }
+        Stop::VmxAbort { vcpu, indicator } => End::VmxAbort {
+            vcpu: *vcpu,
+            indicator: *indicator,
+        },
         Stop::Unimplemented { vcpu, what, rip } => End::Unimplemented {
             vcpu: *vcpu,
             what: what.clone(),

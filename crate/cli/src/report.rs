@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use hypernest_machine::Tick;
+use hypernest_machine::{Tick, cpu};
 use serde_json::json;
 
 /// Why the run ended.
@@ -32,6 +32,13 @@ pub enum End {
         /// On which vCPU.
         vcpu: usize,
     },
+    /// A VMX abort.
+    VmxAbort {
+        /// On which vCPU.
+        vcpu: usize,
+        /// Why.
+        indicator: u32,
+    },
     /// Something that is not built.
     Unimplemented {
         /// On which vCPU.
@@ -57,7 +64,10 @@ impl End {
             | End::Quit => 0,
             // The system keeps the low byte, as for any program.
             End::DebugExit(value) => (value.wrapping_mul(2).wrapping_add(1) & 0xff) as i32,
-            End::TripleFault { .. } | End::Unimplemented { .. } | End::Idle => 4,
+            End::TripleFault { .. }
+            | End::VmxAbort { .. }
+            | End::Unimplemented { .. }
+            | End::Idle => 4,
             // 128 and the number of SIGTERM, as shells do.
             End::Signal => 143,
             End::Timeout => 124,
@@ -77,6 +87,7 @@ impl End {
             End::Quit => "quit",
             End::Signal => "signal",
             End::TripleFault { .. } => "triple-fault",
+            End::VmxAbort { .. } => "vmx-abort",
             End::Unimplemented { .. } => "unimplemented",
             End::Idle => "idle",
         }
@@ -86,7 +97,11 @@ impl End {
     pub fn is_noteworthy(&self) -> bool {
         matches!(
             self,
-            End::TripleFault { .. } | End::Unimplemented { .. } | End::Idle | End::Timeout
+            End::TripleFault { .. }
+                | End::VmxAbort { .. }
+                | End::Unimplemented { .. }
+                | End::Idle
+                | End::Timeout
         )
     }
 }
@@ -104,6 +119,11 @@ impl fmt::Display for End {
             End::Quit => f.write_str("stopped by Ctrl-A x"),
             End::Signal => f.write_str("stopped by a signal"),
             End::TripleFault { vcpu } => write!(f, "triple fault on processor {vcpu}"),
+            End::VmxAbort { vcpu, indicator } => write!(
+                f,
+                "VMX abort {indicator} on processor {vcpu}: {}",
+                cpu::vmx_abort_cause(*indicator)
+            ),
             End::Unimplemented { vcpu, what, rip } => write!(
                 f,
                 "the guest needs {what}, which is not implemented, at {rip:#x} on processor {vcpu}"

@@ -141,7 +141,10 @@ fn finish(setup: &Setup, machine: Machine, outcome: Outcome, mut looks: Looks) -
             .finish()
             .with_context(|| format!("cannot write the instruction log {shown}"))?;
     }
-    if let End::TripleFault { vcpu } | End::Unimplemented { vcpu, .. } = outcome.end {
+    if let End::TripleFault { vcpu }
+    | End::VmxAbort { vcpu, .. }
+    | End::Unimplemented { vcpu, .. } = outcome.end
+    {
         let names = Names::new(setup.symbols.clone());
         let state = machine.read_vcpu(vcpu)?;
         let walk = machine.walk(vcpu, dump::code_address(&state))?;

@@ -5,6 +5,7 @@ use hypernest_vmcs::ExitReason;
 
 use crate::descriptor::{Descriptor, is_null, kind, selector_code};
 use crate::exec::msr;
+use crate::exec::task::{self, Source};
 use crate::flags::bit;
 use crate::mem::{Ctx, canonical};
 use crate::seg::{Stack, null_segment};
@@ -65,7 +66,7 @@ fn class(fault: Fault) -> Class {
         | Fault::NotPresent(_)
         | Fault::Stack(_)
         | Fault::GeneralProtection(_) => Class::Contributory,
-        Fault::Page { .. } => Class::Page,
+        Fault::Page { .. } | Fault::Virtualization => Class::Page,
         Fault::DoubleFault => Class::Double,
         _ => Class::Benign,
     }
@@ -249,6 +250,7 @@ pub(crate) fn inject(x: &mut Ctx, injected: Injected) -> Exec {
                     address: 0,
                     code: 0,
                 },
+                (kind_of::HARDWARE_EXCEPTION, 20) => Fault::Virtualization,
                 _ => return raise(x, second),
             };
             if let Fault::Page { address, .. } = second {
@@ -462,7 +464,13 @@ fn gate(x: &mut Ctx, event: Event, size: u64, kinds: &[u8]) -> Exec<Descriptor> 
         return Err(Fault::NotPresent(event.gate_code()).into());
     }
     if gate.kind() == kind::TASK_GATE {
-        return Err(Trap::Unimplemented("task gate"));
+        let source = Source::Idt(event.ext());
+        let trap = task::switch(x, gate.gate_selector(), source, event.length);
+        if trap == Trap::VmExit && event.resume {
+            // As the old task's TSS would have it.
+            x.cpu.flags.rest |= bit::RF;
+        }
+        return Err(trap);
     }
     Ok(gate)
 }

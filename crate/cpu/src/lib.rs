@@ -44,8 +44,8 @@ pub use processor::{MAX_CPUS, Processor, ProcessorConfig, ProcessorError, Stop, 
 pub use ram::{OutOfRam, PAGE_SIZE, Ram, RamError};
 pub use save::StateError;
 pub use state::{
-    Activity, ApicState, FpuState, MsrState, SegmentState, SegmentStates, TableState, VcpuState,
-    VmxState,
+    Activity, ApicState, FpuState, MsrState, PauseLoop, SegmentState, SegmentStates, TableState,
+    VcpuState, VmxState,
 };
 pub use trap::Fault;
-pub use vmx::{VmxChoice, VmxProfile};
+pub use vmx::{VmxChoice, VmxProfile, vmx_abort_cause};

@@ -89,10 +89,13 @@ impl Ctx<'_> {
     pub fn missed(&mut self, miss: Miss) -> Trap {
         match miss {
             Miss::Fault(fault) => Trap::Fault(fault),
-            Miss::Exit(exit) => {
-                let next_rip = Some(self.cpu.rip);
-                crate::vmx::exit::leave(self.cpu, Exit { next_rip, ..exit })
-            }
+            Miss::Exit(exit) => match crate::vmx::ve::convert(self, &exit) {
+                Some(trap) => trap,
+                None => {
+                    let next_rip = Some(self.cpu.rip);
+                    crate::vmx::exit::leave(self.cpu, Exit { next_rip, ..exit })
+                }
+            },
         }
     }
 
@@ -112,8 +115,14 @@ impl Ctx<'_> {
         } else {
             linear & 0xffff_ffff
         };
-        let mapping = paging::walk(self.cpu, self.ram, linear, access, privilege, false)
-            .map_err(|miss| self.missed(miss))?;
+        let mut marks = self.cpu.vmx.marks();
+        let walked = paging::walk(self.cpu, self.ram, linear, access, privilege, &mut marks);
+        self.cpu.vmx.marked(&marks);
+        let mapping = walked.map_err(|miss| {
+            // Whatever was cached for the page is forgotten, with all kinds of access.
+            self.cpu.tlb.forget_page(linear);
+            self.missed(miss)
+        })?;
         let physical = mapping.physical | linear & 0xfff;
         let page_in_ram = self.ram.offset(physical & !0xfff);
         let special =

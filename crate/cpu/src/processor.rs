@@ -20,6 +20,7 @@ use crate::state::{Activity, VcpuState};
 use crate::trap::{Exec, GP0, Trap, UD};
 use crate::vcpu::{Seg, Vcpu};
 use crate::vmx::exit::{self, Exit};
+use crate::vmx::pml::Marks;
 use crate::vmx::{self, VmxProfile};
 use crate::{debug, interrupt};
 
@@ -73,6 +74,13 @@ pub enum Stop {
     Shutdown {
         /// Which vCPU.
         vcpu: usize,
+    },
+    /// A VM exit could not be completed: this vCPU is shut down until a reset. The others can go on.
+    VmxAbort {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Why, as the VMCS region says too (Vol. 3C, "VMX Aborts").
+        indicator: u32,
     },
     /// The guest needs something that is not built.
     Unimplemented {
@@ -216,15 +224,16 @@ impl Processor {
     /// rights and without touching accessed or dirty bits. `None` where it is not mapped.
     pub fn translate(&self, vcpu: usize, ram: &mut Ram, linear: u64) -> Option<u64> {
         let cpu = &self.vcpus[vcpu];
+        let mut marks = Marks::none();
         let mut who = Privilege::Supervisor;
         if let Err(Miss::Fault(crate::Fault::Page { code, .. })) =
-            paging::walk(cpu, ram, linear, Access::Read, who, true)
+            paging::walk(cpu, ram, linear, Access::Read, who, &mut marks)
             && code & 1 != 0
         {
             // Present: only SMAP stands between; a debugger looks as the user does.
             who = Privilege::User;
         }
-        let mapping = paging::walk(cpu, ram, linear, Access::Read, who, true).ok()?;
+        let mapping = paging::walk(cpu, ram, linear, Access::Read, who, &mut marks).ok()?;
         Some(mapping.physical | linear & 0xfff)
     }
 
@@ -360,6 +369,7 @@ impl Processor {
         let end = self.now + *left;
         let stop_at = |trap: Trap, rip: u64| match trap {
             Trap::Unimplemented(what) => Pause::Stop(Stop::Unimplemented { vcpu, what, rip }),
+            Trap::VmxAbort(indicator) => Pause::Stop(Stop::VmxAbort { vcpu, indicator }),
             _ => Pause::Stop(Stop::Shutdown { vcpu }),
         };
         let mut link: Option<(BlockId, usize)> = None;
@@ -461,6 +471,7 @@ fn take(x: &mut Ctx, trap: Trap) -> Exec {
     let trap = match trap {
         Trap::Fault(fault) => match interrupt::raise(x, fault) {
             Ok(()) => {
+                x.cpu.vmx.iret_unblocked_nmis = false;
                 x.cpu.vmx.mtf_pending |= x.cpu.vmx.traps_each_instruction();
                 return Ok(());
             }
@@ -674,6 +685,7 @@ impl Vcpu {
             }
             Activity::WaitForSipi => self.apic.init_waiting() || self.apic.sipi_waiting(),
             Activity::Shutdown => self.apic.init_waiting() || self.apic.nmi_waiting(),
+            Activity::VmxAbort => false,
         }
     }
 

@@ -336,8 +336,8 @@ fn memory_without_an_ept_entry_exits_with_what_was_tried() {
         a.vmcall()
     });
     let done = run(VmxChoice::Max, true, &code, |_| ());
-    // A write, the linear address valid, of the final translation.
-    assert_eq!(done.exits[0], (ExitReason::EPT_VIOLATION.0, 0x182));
+    // A write, the linear address valid, of the final translation; to a user page that is writable.
+    assert_eq!(done.exits[0], (ExitReason::EPT_VIOLATION.0, 0x782));
 }
 
 /// Page directory of the virtual-8086 guest: one page of 4 MiB.

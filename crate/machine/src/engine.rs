@@ -54,6 +54,13 @@ pub enum EngineStop {
         /// Which vCPU.
         vcpu: usize,
     },
+    /// A VMX abort: a vCPU is shut down until a reset; the others can go on.
+    VmxAbort {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Why: [`hypernest_cpu::vmx_abort_cause`] has it in words.
+        indicator: u32,
+    },
     /// The guest needs something this engine does not have.
     Unimplemented {
         /// Which vCPU.
@@ -249,6 +256,7 @@ impl Engine for SoftwareEngine {
             CpuStop::Deadline => EngineStop::Deadline,
             CpuStop::Board => EngineStop::Board,
             CpuStop::Shutdown { vcpu } => EngineStop::TripleFault { vcpu },
+            CpuStop::VmxAbort { vcpu, indicator } => EngineStop::VmxAbort { vcpu, indicator },
             CpuStop::Unimplemented { vcpu, what, rip } => {
                 EngineStop::Unimplemented { vcpu, what, rip }
             }

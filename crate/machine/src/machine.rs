@@ -86,6 +86,13 @@ pub enum Stop {
         /// Which vCPU.
         vcpu: usize,
     },
+    /// A VMX abort: a vCPU is shut down until a reset; the others can go on.
+    VmxAbort {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Why: [`hypernest_cpu::vmx_abort_cause`] has it in words.
+        indicator: u32,
+    },
     /// The guest needs something that is not built.
     Unimplemented {
         /// Which vCPU.
@@ -123,6 +130,7 @@ impl Stop {
             Stop::Reset => "reset",
             Stop::Exit { .. } => "exit",
             Stop::TripleFault { .. } => "triple-fault",
+            Stop::VmxAbort { .. } => "vmx-abort",
             Stop::Unimplemented { .. } => "unimplemented",
             Stop::Idle => "idle",
         }
@@ -140,6 +148,10 @@ impl std::fmt::Display for Stop {
             Stop::Reset => f.write_str("the guest reset the machine"),
             Stop::Exit { value } => write!(f, "the guest wrote {value:#x} to the exit port"),
             Stop::TripleFault { vcpu } => write!(f, "triple fault on vCPU {vcpu}"),
+            Stop::VmxAbort { vcpu, indicator } => {
+                let cause = hypernest_cpu::vmx_abort_cause(*indicator);
+                write!(f, "VMX abort {indicator} on vCPU {vcpu}: {cause}")
+            }
             Stop::Unimplemented { vcpu, what, rip } => {
                 write!(f, "not implemented: {what}, at {rip:#x} on vCPU {vcpu}")
             }
@@ -211,6 +223,7 @@ impl Machine {
                     self.board.ended = Some(StopRequest::TripleFault(vcpu as u32));
                     continue;
                 }
+                EngineStop::VmxAbort { vcpu, indicator } => Stop::VmxAbort { vcpu, indicator },
                 EngineStop::Unimplemented { vcpu, what, rip } => Stop::Unimplemented {
                     vcpu,
                     what: what.to_owned(),

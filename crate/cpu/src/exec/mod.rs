@@ -20,6 +20,7 @@ mod sse;
 mod stack;
 pub(crate) mod string;
 mod system;
+pub(crate) mod task;
 mod x87;
 mod xsave;
 
@@ -225,6 +226,7 @@ pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
         Vmread => vmx::operation::vmread(x, i),
         Vmwrite => vmx::operation::vmwrite(x, i),
         Vmcall => vmx::operation::vmcall(x),
+        Vmfunc => vmx::function::vmfunc(x, i.len() as u32),
         Vmlaunch => vmx::entry::vm_entry(x, false),
         Vmresume => vmx::entry::vm_entry(x, true),
         Invept => vmx::operation::invalidate(x, i, true),

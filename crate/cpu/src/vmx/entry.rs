@@ -6,6 +6,7 @@ use hypernest_vmcs::{ExitReason, Field, entry, pin, proc2};
 
 use super::exit::{SEGMENTS, VALID, blocking, entry_failed, load_msrs};
 use super::operation::{enter, error, fail, fail_invalid};
+use super::pml::Marks;
 use super::{Controls, checks};
 use crate::interrupt::{self, Injected};
 use crate::mem::Ctx;
@@ -159,11 +160,12 @@ fn load_guest(x: &mut Ctx) {
         && !controls.delivers_virtual_interrupts()
         && matches!(cpu.activity, Activity::Active | Activity::Halted);
     cpu.vmx.controls = controls;
+    cpu.vmx.pause_loop = None;
     cpu.vmx.non_root = true;
     let pcid = cpu.current_pcid();
     cpu.tlb.enter_guest(&controls, pcid);
     if pae && pdptes.is_none() {
-        pdptes = crate::paging::load_pdptes(x.cpu, x.ram, x.cpu.cr3).ok();
+        pdptes = crate::paging::load_pdptes(x.cpu, x.ram, x.cpu.cr3, &mut Marks::none()).ok();
     }
     if let Some(pdptes) = pdptes {
         x.cpu.pdpte = pdptes;

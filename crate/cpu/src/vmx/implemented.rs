@@ -1,13 +1,13 @@
 //! What of VMX this processor does: the source of every capability that a machine advertises.
 
-use hypernest_vmcs::{Caps, Implemented, Layout, entry, exit, pin, proc1, proc2};
+use hypernest_vmcs::{Caps, Implemented, Layout, entry, exit, pin, proc1, proc2, vmfunc};
 
 use super::VmxProfile;
 use crate::model::Model;
 use crate::vcpu::cr;
 
 /// Memory types UC (0) and WB (6) as bits 8 and 14, four levels, 2 MiB and 1 GiB pages, execute-only,
-/// accessed and dirty flags, INVEPT and INVVPID of all types.
+/// accessed and dirty flags, advanced information about EPT violations, INVEPT and INVVPID of all types.
 const EPT_VPID: u64 = 1
     | 1 << 6
     | 1 << 8
@@ -16,6 +16,7 @@ const EPT_VPID: u64 = 1
     | 1 << 17
     | 1 << 20
     | 1 << 21
+    | 1 << 22
     | 1 << 25
     | 1 << 26
     | 1 << 32
@@ -68,7 +69,13 @@ fn implemented(model: &Model) -> Implemented {
             | proc2::VIRTUAL_INTERRUPT_DELIVERY
             | proc2::RDRAND_EXITING
             | proc2::ENABLE_INVPCID
+            | proc2::PAUSE_LOOP_EXITING
+            | proc2::ENABLE_VM_FUNCTIONS
+            | proc2::VMCS_SHADOWING
             | proc2::RDSEED_EXITING
+            | proc2::ENABLE_PML
+            | proc2::EPT_VIOLATION_VE
+            | proc2::USE_TSC_SCALING
             | proc2::ENABLE_XSAVES_XRSTORS
             | proc2::MODE_BASED_EXECUTE_CONTROL_FOR_EPT,
         exit: exit::SAVE_DEBUG_CONTROLS
@@ -83,6 +90,7 @@ fn implemented(model: &Model) -> Implemented {
             | entry::IA_32E_MODE_GUEST
             | entry::LOAD_IA32_PAT
             | entry::LOAD_IA32_EFER,
+        vmfunc: vmfunc::EPTP_SWITCHING,
         basic: BASIC,
         misc: MISC,
         ept_vpid: EPT_VPID,

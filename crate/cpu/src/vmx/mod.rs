@@ -3,15 +3,21 @@
 //! The current VMCS is held as values by field; bytes in guest memory are read by VMPTRLD and
 //! written when it stops being current. Its controls are taken apart once per VM entry.
 
+mod abort;
 pub(crate) mod apic;
 mod checks;
 pub(crate) mod entry;
 pub(crate) mod ept;
 pub(crate) mod exit;
+pub(crate) mod function;
 mod implemented;
 pub(crate) mod intercept;
 mod memory;
 pub(crate) mod operation;
+mod pause;
+pub(crate) mod pml;
+mod shadow;
+pub(crate) mod ve;
 pub(crate) mod virtual_interrupt;
 
 use alloc::boxed::Box;
@@ -24,8 +30,10 @@ use hypernest_vmcs::{
 
 use serde::{Deserialize, Serialize};
 
+pub use abort::vmx_abort_cause;
+
 use crate::model::Model;
-use crate::state::VmxState;
+use crate::state::{PauseLoop, VmxState};
 
 /// What a machine's VMX offers: capability MSRs, and the layout of a VMCS in guest memory.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +108,10 @@ pub(crate) struct Vmx {
     pub threshold_due: bool,
     /// A pending virtual interrupt is recognized.
     pub virtual_interrupt: bool,
+    /// The loop that the guest's last PAUSE was in.
+    pub pause_loop: Option<PauseLoop>,
+    /// The IRET at hand has unblocked NMIs, as its VM exit must tell.
+    pub iret_unblocked_nmis: bool,
 }
 
 /// Bits of a page's physical address: those that any processor has.
@@ -116,6 +128,8 @@ pub(crate) struct Controls {
     pub exceptions: u32,
     /// What to add to the TSC.
     pub tsc_offset: u64,
+    /// What to multiply the TSC with before, 48 bits of it behind the point.
+    pub tsc_multiplier: Option<u64>,
     /// EPT pointer, where EPT is enabled.
     pub eptp: Option<u64>,
     /// VPID; zero where not enabled.
@@ -136,17 +150,20 @@ impl Controls {
             0
         };
         let has = |bit| proc2_controls & bit != 0;
+        let offsets = proc1_controls & proc1::USE_TSC_OFFSETTING != 0;
         Controls {
             pin: word(Field::PIN_BASED_VM_EXEC_CONTROL),
             proc1: proc1_controls,
             proc2: proc2_controls,
             exit: word(Field::VM_EXIT_CONTROLS),
             exceptions: word(Field::EXCEPTION_BITMAP),
-            tsc_offset: if proc1_controls & proc1::USE_TSC_OFFSETTING != 0 {
+            tsc_offset: if offsets {
                 vmcs.get(Field::TSC_OFFSET)
             } else {
                 0
             },
+            tsc_multiplier: (offsets && has(proc2::USE_TSC_SCALING))
+                .then(|| vmcs.get(Field::TSC_MULTIPLIER)),
             eptp: has(proc2::ENABLE_EPT).then(|| vmcs.get(Field::EPT_POINTER)),
             vpid: if has(proc2::ENABLE_VPID) {
                 vmcs.get(Field::VIRTUAL_PROCESSOR_ID) as u16
@@ -158,6 +175,16 @@ impl Controls {
             apic_access: has(proc2::VIRTUALIZE_APIC_ACCESSES)
                 .then(|| vmcs.get(Field::APIC_ACCESS_ADDR) & PAGE),
         }
+    }
+
+    /// The TSC as a guest with these controls sees it (Vol. 3C, "Time-Stamp Counter Offsetting and
+    /// Scaling").
+    pub fn guest_tsc(&self, tsc: u64) -> u64 {
+        let scaled = match self.tsc_multiplier {
+            Some(multiplier) => ((u128::from(tsc) * u128::from(multiplier)) >> 48) as u64,
+            None => tsc,
+        };
+        scaled.wrapping_add(self.tsc_offset)
     }
 
     pub fn pin(&self, bit: u32) -> bool {
@@ -207,6 +234,8 @@ impl Vmx {
             apic_write: None,
             threshold_due: false,
             virtual_interrupt: false,
+            pause_loop: None,
+            iret_unblocked_nmis: false,
         }
     }
 
@@ -223,7 +252,7 @@ impl Vmx {
                 .filter(|(_, value)| *value != 0)
                 .collect(),
             launched: current && self.vmcs.launched,
-            abort: if current { self.vmcs.abort } else { 0 },
+            shadow: current && self.vmcs.shadow,
             inject: self.inject,
             mtf_pending: self.mtf_pending,
             virtual_nmi_blocking: self.virtual_nmi_blocking,
@@ -231,6 +260,7 @@ impl Vmx {
             apic_write: self.apic_write.map(|written| written.offset),
             threshold_due: self.threshold_due,
             virtual_interrupt: self.virtual_interrupt,
+            pause_loop: self.pause_loop,
         }
     }
 
@@ -247,7 +277,7 @@ impl Vmx {
             }
         }
         self.vmcs.launched = state.launched;
-        self.vmcs.abort = state.abort;
+        self.vmcs.shadow = state.shadow;
         self.inject = state.inject;
         self.mtf_pending = state.mtf_pending;
         self.virtual_nmi_blocking = state.virtual_nmi_blocking;
@@ -258,6 +288,7 @@ impl Vmx {
             .map(|offset| apic::Written { offset, size: 4 });
         self.threshold_due = state.threshold_due;
         self.virtual_interrupt = state.virtual_interrupt;
+        self.pause_loop = state.pause_loop;
         if self.non_root {
             self.controls = Controls::new(&self.vmcs);
         }
