@@ -121,10 +121,8 @@ fn boot(cli: &Path, kernel: &Kernel, pairs: usize) -> Result<f64> {
             report.to_string_lossy().into_owned(),
         ];
         let run = LinuxRun {
-            kernel,
-            cpus: 1,
-            words: crate::integration::STOP_AT_INIT,
             options,
+            ..LinuxRun::new(kernel, crate::integration::STOP_AT_INIT)
         };
         ours.push(run_until(&mut run.command(cli), MARKER, LIMIT)?);
         tcg.push(qemu_boot(kernel, &append)?);
