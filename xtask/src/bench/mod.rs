@@ -2,6 +2,7 @@
 //! host and from hour to hour; seconds do not. Nothing here is a test.
 
 mod bochs;
+mod exits;
 mod measure;
 mod page;
 
@@ -20,7 +21,7 @@ use measure::{Run, median, run_until};
 const BOCHS_TO_QEMU: f64 = 2.2;
 const LIMIT: Duration = Duration::from_secs(300);
 
-const PARTS: &[&str] = &["boot", "loop", "start", "page"];
+const PARTS: &[&str] = &["boot", "loop", "start", "exits", "page"];
 
 pub fn main(args: &[&str]) -> Result<bool> {
     let mut pairs = 5;
@@ -53,6 +54,7 @@ pub fn main(args: &[&str]) -> Result<bool> {
             "boot" => native_rate = Some(boot(&cli, kernel, pairs)?),
             "loop" => hot_loop(&cli, pairs)?,
             "start" => start(&cli)?,
+            "exits" => exits::measure(&cli, kernel)?,
             _ => page::measure(native_rate)?,
         }
     }
