@@ -47,4 +47,4 @@ pub use state::{
     VmxState,
 };
 pub use trap::Fault;
-pub use vmx::{VmxChoice, VmxProfile};
+pub use vmx::{VmxChoice, VmxProfile, VmxRefused};
