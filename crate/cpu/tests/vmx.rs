@@ -209,10 +209,22 @@ fn run(
     guest: &[u8],
     change: impl FnOnce(&mut Vec<(Field, u64)>),
 ) -> Outcome {
+    run_in_blocks(64, choice, ept, guest, change)
+}
+
+/// As [`run`], with blocks of at most so many instructions.
+fn run_in_blocks(
+    block_length: u32,
+    choice: VmxChoice,
+    ept: bool,
+    guest: &[u8],
+    change: impl FnOnce(&mut Vec<(Field, u64)>),
+) -> Outcome {
     let model = <&Model>::default();
     let profile = choice.profile(model).unwrap().unwrap();
     let config = ProcessorConfig {
         vmx: Some(profile.clone()),
+        block_length,
         ..ProcessorConfig::default()
     };
     let mut processor = Processor::new(&config).unwrap();
@@ -343,6 +355,17 @@ fn a_bad_control_field_fails_the_entry_with_error_7_and_bad_guest_state_exits() 
     });
     // Reason 33 with bit 31, which a 16-bit view leaves out.
     assert_eq!(done.exits.first().map(|exit| exit.0), Some(33));
+}
+
+#[test]
+fn blocking_by_mov_ss_in_a_guest_does_not_stop_its_hypervisor() {
+    for length in [1, 64] {
+        let done = run_in_blocks(length, VmxChoice::Max, false, &guest(), |list| {
+            list.push((Field::GUEST_INTERRUPTIBILITY_INFO, 2));
+        });
+        // Each exit saves the blocking, and each entry but the last brings it back.
+        assert_eq!(done.exits.len(), 5, "blocks of {length}");
+    }
 }
 
 #[test]
