@@ -7,6 +7,7 @@ mod demo;
 mod guests;
 mod integration;
 mod kut;
+mod nested;
 mod run;
 mod serve;
 mod setup;

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 
 use crate::run::{cache, line, run_within};
 use crate::test::Outcome;
-use crate::{integration, kut};
+use crate::{integration, kut, nested};
 
 /// One long run.
 struct Part {
@@ -27,7 +27,7 @@ const PARTS: &[Part] = &[
     },
     Part {
         name: "nested",
-        run: integration::nested,
+        run: nested::all,
     },
     Part {
         name: "determinism",

@@ -85,9 +85,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "MODEL", help_heading = "Machine")]
     pub cpu: Option<String>,
 
-    /// Virtual-machine extensions: none, kvm (what KVM offers its guests) or max
+    /// Virtual-machine extensions: none, kvm (what KVM offers its guests), max, or a file with the
+    /// IA32_VMX_* registers of a processor
     #[arg(long, value_name = "PROFILE", default_value = "none", hide_default_value = true, value_parser = vmx, help_heading = "Machine")]
-    pub vmx: VmxChoice,
+    pub vmx: Vmx,
 
     /// Raw disk image for a virtio disk; the guest's writes are kept in memory, never in the file
     #[arg(long = "disk", value_name = "F", help_heading = "Machine")]
@@ -139,6 +140,13 @@ pub struct RunArgs {
 pub enum BreakOn {
     TripleFault,
     Unimplemented,
+}
+
+/// Where the VMX profile comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vmx {
+    Named(VmxChoice),
+    File(PathBuf),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,13 +232,14 @@ fn one_line(text: &str) -> String {
     }
 }
 
-fn vmx(text: &str) -> Result<VmxChoice, String> {
-    match text {
-        "none" => Ok(VmxChoice::None),
-        "kvm" => Ok(VmxChoice::Kvm),
-        "max" => Ok(VmxChoice::Max),
-        _ => Err("there are none, kvm and max".into()),
-    }
+fn vmx(text: &str) -> Result<Vmx, String> {
+    Ok(match text {
+        "none" => Vmx::Named(VmxChoice::None),
+        "kvm" => Vmx::Named(VmxChoice::Kvm),
+        "max" => Vmx::Named(VmxChoice::Max),
+        "" => return Err("give none, kvm, max or a file".into()),
+        _ => Vmx::File(text.into()),
+    })
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use hypernest_machine::boot::Symbols;
-use hypernest_machine::{DiskImage, Machine, VmxChoice};
+use hypernest_machine::{Config, DiskImage, Machine, Model, VmxChoice};
 
-use crate::args::RunArgs;
+use crate::args::{RunArgs, Vmx};
 use crate::demo;
 use crate::files;
 
@@ -64,7 +64,7 @@ impl Setup {
             cpus: args.cpus,
             model: args.cpu.clone(),
             block_length: args.block_length,
-            vmx: args.vmx,
+            vmx: vmx(args)?,
             symbols: symbols.map(Arc::new),
         })
     }
@@ -96,7 +96,7 @@ impl Setup {
             .image(self.image.as_slice())
             .name(&self.name)
             .command_line(&self.command_line)
-            .vmx(self.vmx);
+            .vmx(self.vmx.clone());
         if self.raw {
             builder = builder.raw();
         }
@@ -117,6 +117,25 @@ impl Setup {
         }
         Ok(builder.build()?)
     }
+}
+
+/// The VMX profile that `args` name. A file's is compared with what the processor does here, so that the message
+/// names the file.
+fn vmx(args: &RunArgs) -> Result<VmxChoice> {
+    let path = match &args.vmx {
+        Vmx::Named(choice) => return Ok(choice.clone()),
+        Vmx::File(path) => path,
+    };
+    let shown = path.display();
+    let bytes = files::read("VMX profile", path)
+        .with_context(|| format!("--vmx is none, kvm, max or a file, and not {shown}"))?;
+    let of_file = || format!("VMX profile {shown}");
+    let choice = VmxChoice::from_dump(&String::from_utf8_lossy(&bytes)).with_context(of_file)?;
+    let name = args.cpu.clone().unwrap_or_else(|| Config::default().model);
+    if let Some(model) = Model::by_name(&name) {
+        choice.profile(model).with_context(of_file)?;
+    }
+    Ok(choice)
 }
 
 /// A raw disk image that stays in its file.

@@ -104,7 +104,7 @@ fn absurd_sizes_and_unknown_names_say_what_is_possible() {
     );
     refused(
         &["run", &kernel, "--vmx", "svm"],
-        &["--vmx", "none, kvm and max"],
+        &["--vmx", "none, kvm, max or a file", "svm", "No such file"],
     );
     refused(
         &["run", &kernel, "--serial", "tcp"],
@@ -121,6 +121,38 @@ fn absurd_sizes_and_unknown_names_say_what_is_possible() {
     );
     refused(&["run"], &["IMAGE"]);
     refused(&["walk"], &["walk"]);
+}
+
+#[test]
+fn vmx_profiles_that_cannot_be_are_refused_with_what_is_wrong() {
+    let dir = Dir::new("vmx");
+    let kernel = dir.file("kernel", &kernel());
+    let refused = |profile: &[u8], words: &[&str]| {
+        let file = dir.file("profile", profile);
+        refused(
+            &["run", &kernel, "--vmx", &file],
+            &[&[file.as_str()], words].concat(),
+        );
+    };
+    refused(b"", &["IA32_VMX_BASIC (0x480) is not in the dump"]);
+    refused(b"\xff\xfe\0\0", &["line 1"]);
+    let good = common::vmx_profile();
+    refused(
+        good.replace("IA32_VMX_MISC ", "IA32_MISC ").as_bytes(),
+        &["IA32_MISC is no VMX capability MSR"],
+    );
+    refused(
+        good.replace("0x0000003f00000016", "-1").as_bytes(),
+        &["-1 is no hexadecimal number"],
+    );
+    // Intel PT in guests, and the dual-monitor treatment of SMM.
+    let greedy = good
+        .replace("0x0011186e", "0x0111186e")
+        .replace("0x00d80400", "0x00da0400");
+    refused(
+        greedy.as_bytes(),
+        &["not implemented", "proc2.24", "IA32_VMX_BASIC bit 49"],
+    );
 }
 
 #[test]

@@ -48,4 +48,4 @@ pub use state::{
     VcpuState, VmxState,
 };
 pub use trap::Fault;
-pub use vmx::{VmxChoice, VmxProfile, vmx_abort_cause};
+pub use vmx::{VmxChoice, VmxProfile, VmxRefused, vmx_abort_cause};

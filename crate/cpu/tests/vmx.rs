@@ -209,10 +209,22 @@ fn run(
     guest: &[u8],
     change: impl FnOnce(&mut Vec<(Field, u64)>),
 ) -> Outcome {
+    run_in_blocks(64, choice, ept, guest, change)
+}
+
+/// As [`run`], with blocks of at most so many instructions.
+fn run_in_blocks(
+    block_length: u32,
+    choice: VmxChoice,
+    ept: bool,
+    guest: &[u8],
+    change: impl FnOnce(&mut Vec<(Field, u64)>),
+) -> Outcome {
     let model = <&Model>::default();
-    let profile = choice.profile(model).unwrap();
+    let profile = choice.profile(model).unwrap().unwrap();
     let config = ProcessorConfig {
         vmx: Some(profile.clone()),
+        block_length,
         ..ProcessorConfig::default()
     };
     let mut processor = Processor::new(&config).unwrap();
@@ -494,10 +506,81 @@ fn a_bad_control_field_fails_the_entry_with_error_7_and_bad_guest_state_exits() 
 }
 
 #[test]
+fn blocking_by_mov_ss_in_a_guest_does_not_stop_its_hypervisor() {
+    for length in [1, 64] {
+        let done = run_in_blocks(length, VmxChoice::Max, false, &guest(), |list| {
+            list.push((Field::GUEST_INTERRUPTIBILITY_INFO, 2));
+        });
+        // Each exit saves the blocking, and each entry but the last brings it back.
+        assert_eq!(done.exits.len(), 5, "blocks of {length}");
+    }
+}
+
+#[test]
 fn without_vmx_its_instructions_do_not_exist() {
     let code = assemble(CODE, |a| a.vmxon(qword_ptr(POINTERS)));
     let (mut processor, mut ram) = support::machine(64, &code);
     processor.run(&mut ram, &mut Nothing, 10);
     let rip = processor.read_state(0).rip;
     assert_eq!((rip - support::HANDLERS) / 16, 6, "#UD");
+}
+
+/// A dump of a profile's MSRs, as a tool would print it.
+fn dump(profile: &VmxProfile) -> String {
+    let lines = profile.caps.msrs();
+    lines
+        .map(|(msr, value)| format!("{msr:#x} {value:#018x}\n"))
+        .collect()
+}
+
+#[test]
+fn a_dump_of_a_processor_makes_a_processor_like_it() {
+    let model = <&Model>::default();
+    for whole in [VmxProfile::max(model), VmxProfile::kvm(model)] {
+        let choice = VmxChoice::from_dump(&dump(&whole)).unwrap();
+        assert_eq!(choice.profile(model).unwrap().as_deref(), Some(&whole));
+        let done = run(choice, true, &guest(), |_| ());
+        assert_eq!(done.exits.first().map(|exit| exit.0), Some(ORDINARY[0]));
+    }
+}
+
+#[test]
+fn a_profile_without_ept_has_none() {
+    let model = <&Model>::default();
+    let mut caps = VmxProfile::max(model).caps;
+    // EPT, and unrestricted guests and mode-based execution with it.
+    caps.proc2 &= !((1 << 1 | 1 << 7 | 1 << 22) << 32);
+    caps.ept_vpid &= !0xffff_ffff;
+    // A revision that is nobody's here.
+    caps.basic = caps.basic & !0x7fff_ffff | 4;
+    let choice = VmxChoice::Msrs(caps.msrs().collect());
+    let profile = choice.profile(model).unwrap().unwrap();
+    assert_eq!(profile.caps.revision(), profile.layout.revision());
+    let refused = run(choice.clone(), true, &guest(), |_| ());
+    assert!(refused.exits.is_empty(), "the entry fails");
+    let done = run(choice, false, &guest(), |_| ());
+    assert_eq!(done.exits.len(), 5);
+}
+
+#[test]
+fn a_profile_that_asks_for_too_much_is_refused_with_the_list() {
+    let model = <&Model>::default();
+    let mut caps = VmxProfile::max(model).caps;
+    // SMM monitor, Intel PT in a guest.
+    caps.basic |= 1 << 49;
+    caps.proc2 |= (1 << 24) << 32;
+    // CR4.VMXE need not be 1.
+    caps.cr4_fixed0 = 0;
+    let choice = VmxChoice::Msrs(caps.msrs().collect());
+    let error = choice.profile(model).unwrap_err();
+    assert_eq!(error.0.len(), 3, "{error}");
+    let text = error.to_string();
+    for part in [
+        "proc2.24",
+        "IA32_VMX_BASIC bit 49",
+        "IA32_VMX_CR4_FIXED0 bit 13",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(VmxChoice::from_dump("0x480 zz").is_err());
 }

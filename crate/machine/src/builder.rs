@@ -278,7 +278,7 @@ impl<'a> MachineBuilder<'a> {
             cpus,
             model,
             block_length: self.block_length,
-            vmx: self.config.vmx,
+            vmx: self.config.vmx.clone(),
         })?;
         let mut ram = Ram::new(memory).map_err(|error| match error {
             RamError::Host(bytes) => BuildError::HostMemory(bytes),

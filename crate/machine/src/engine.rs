@@ -2,7 +2,7 @@
 
 use hypernest_cpu::{
     Bus, Model, Processor, ProcessorConfig, ProcessorError, Ram, StateError, Stop as CpuStop, Tick,
-    Tracer, VcpuState, VmxChoice,
+    Tracer, VcpuState, VmxChoice, VmxRefused,
 };
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +88,9 @@ pub enum EngineError {
     /// More or fewer vCPUs than possible.
     #[error(transparent)]
     Processor(#[from] ProcessorError),
+    /// A VMX profile asks for more than there is.
+    #[error(transparent)]
+    Vmx(#[from] VmxRefused),
     /// A vCPU state no processor can be in.
     #[error("vCPU {vcpu} cannot take the state: {error}")]
     State {
@@ -120,7 +123,7 @@ pub enum EngineError {
 }
 
 /// What an engine is made from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// Number of vCPUs.
     pub cpus: u32,
@@ -207,7 +210,7 @@ impl SoftwareEngine {
         let mut settings = ProcessorConfig {
             cpus: config.cpus,
             model: config.model,
-            vmx: config.vmx.profile(config.model),
+            vmx: config.vmx.profile(config.model)?,
             ..ProcessorConfig::default()
         };
         if config.block_length != 0 {

@@ -1,6 +1,9 @@
 //! What of VMX this processor does: the source of every capability that a machine advertises.
 
-use hypernest_vmcs::{Caps, Implemented, Layout, entry, exit, pin, proc1, proc2, vmfunc};
+use alloc::vec::Vec;
+use core::fmt;
+
+use hypernest_vmcs::{Caps, Implemented, Layout, Missing, entry, exit, pin, proc1, proc2, vmfunc};
 
 use super::VmxProfile;
 use crate::model::Model;
@@ -100,6 +103,25 @@ fn implemented(model: &Model) -> Implemented {
     }
 }
 
+/// Capabilities are asked for that the processor does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct VmxRefused(
+    /// Each of them, sorted; at least one.
+    pub Vec<Missing>,
+);
+
+/// One line with all of them.
+impl fmt::Display for VmxRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the VMX profile asks for what is not implemented: ")?;
+        for (index, missing) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}{missing}")?;
+        }
+        Ok(())
+    }
+}
+
 impl VmxProfile {
     /// A profile; the layout's revision is the one that `caps` advertise.
     pub fn new(caps: Caps, layout: Layout) -> VmxProfile {
@@ -120,5 +142,23 @@ impl VmxProfile {
     /// What KVM offers its guests, as far as the processor does it, in KVM's VMCS layout.
     pub fn kvm(model: &Model) -> VmxProfile {
         VmxProfile::new(Caps::kvm(&implemented(model)), Layout::kvm().clone())
+    }
+
+    /// These capabilities and no more: in KVM's VMCS layout if they name its revision, else in our own. Of
+    /// IA32_VMX_BASIC, revision and region size become those of the layout; IA32_VMX_VMCS_ENUM is made to fit.
+    ///
+    /// # Errors
+    /// Where they promise something that the processor does not do.
+    pub fn of(caps: &Caps, model: &Model) -> Result<VmxProfile, VmxRefused> {
+        let layout = match caps.revision() == Layout::kvm().revision() {
+            true => Layout::kvm(),
+            false => Layout::hypernest(),
+        };
+        let missing = caps.missing(&Caps::max(&implemented(model), layout));
+        if !missing.is_empty() {
+            return Err(VmxRefused(missing));
+        }
+        let caps = caps.advertising(layout).restricted_to(layout);
+        Ok(VmxProfile::new(caps, layout.clone()))
     }
 }

@@ -22,10 +22,11 @@ pub(crate) mod virtual_interrupt;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use hypernest_vmcs::checks::EntryCheck;
 use hypernest_vmcs::{
-    Caps, Field, FieldSet, Layout, Vmcs, exit as exit_controls, pin, proc1, proc2,
+    Caps, DumpError, Field, FieldSet, Layout, Vmcs, exit as exit_controls, pin, proc1, proc2,
 };
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,7 @@ pub use abort::vmx_abort_cause;
 
 use crate::model::Model;
 use crate::state::{PauseLoop, VmxState};
+pub use implemented::VmxRefused;
 
 /// What a machine's VMX offers: capability MSRs, and the layout of a VMCS in guest memory.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,7 +49,7 @@ pub struct VmxProfile {
 }
 
 /// Which VMX a machine has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmxChoice {
     /// None: CPUID does not list it.
     #[default]
@@ -56,16 +58,32 @@ pub enum VmxChoice {
     Kvm,
     /// All that there is: [`VmxProfile::max`].
     Max,
+    /// What these capability MSRs say, by number: [`VmxProfile::of`].
+    Msrs(Vec<(u32, u64)>),
 }
 
 impl VmxChoice {
+    /// What the text of a dump of capability MSRs says; [`Caps::from_dump`] has its form.
+    ///
+    /// # Errors
+    /// Where the text is no such dump. What it asks for is not looked at.
+    pub fn from_dump(text: &str) -> Result<VmxChoice, DumpError> {
+        let caps = Caps::from_dump(text)?;
+        Ok(VmxChoice::Msrs(caps.msrs().collect()))
+    }
+
     /// The profile on a CPU model.
-    pub fn profile(self, model: &Model) -> Option<Arc<VmxProfile>> {
-        match self {
-            VmxChoice::None => None,
-            VmxChoice::Kvm => Some(Arc::new(VmxProfile::kvm(model))),
-            VmxChoice::Max => Some(Arc::new(VmxProfile::max(model))),
-        }
+    ///
+    /// # Errors
+    /// Where the processor does not do all that the MSRs promise.
+    pub fn profile(&self, model: &Model) -> Result<Option<Arc<VmxProfile>>, VmxRefused> {
+        let profile = match self {
+            VmxChoice::None => return Ok(None),
+            VmxChoice::Kvm => VmxProfile::kvm(model),
+            VmxChoice::Max => VmxProfile::max(model),
+            VmxChoice::Msrs(msrs) => VmxProfile::of(&Caps::from_msrs(msrs), model)?,
+        };
+        Ok(Some(Arc::new(profile)))
     }
 }
 
