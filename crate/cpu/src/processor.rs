@@ -585,6 +585,7 @@ fn step(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>) -> Ex
     let rip = x.cpu.rip;
     let shadows = (x.cpu.sti_shadow, x.cpu.mov_ss_shadow);
     let outcome = step_inner(x, left, tracer);
+    x.cpu.after_mov_ss = false;
     if outcome.is_err() {
         x.cpu.rip = rip;
         if outcome == Err(Trap::VmExit) {

@@ -7,7 +7,8 @@ use hypernest_cpu::{
 };
 use hypernest_vmcs::{ExitReason, Field, entry, exit, pin, proc1, proc2};
 use iced_x86::code_asm::{
-    CodeAssembler, al, byte_ptr, eax, ecx, edx, qword_ptr, r8, r9, r10, rax, rcx, rdx, rsi,
+    CodeAssembler, al, ax, byte_ptr, ds, eax, ecx, edx, qword_ptr, r8, r9, r10, rax, rcx, rdx, rsi,
+    ss,
 };
 use support::{CODE, Nothing, long_mode};
 
@@ -36,6 +37,10 @@ fn assemble(
 /// entry is HLT.
 fn launcher() -> Vec<u8> {
     assemble(CODE, |a| {
+        // What blocks events for an instruction does not concern the entry.
+        a.mov(eax, 16)?;
+        a.mov(ss, ax)?;
+        a.mov(ds, ax)?;
         let mut next = a.create_label();
         let mut launch = a.create_label();
         a.mov(ecx, 0x3a)?;
