@@ -28,7 +28,8 @@ On a terminal, the guest's serial port is the terminal: Ctrl-A x quits, Ctrl-A h
 /// A deterministic x86-64 machine.
 ///
 /// Boots Linux, multiboot and ELF images on a processor in software: no virtualization, no
-/// privileges. Without a command it runs a small built-in guest.
+/// privileges. Without a command it runs a small built-in hypervisor, which shows each exit of its
+/// guest.
 #[derive(Debug, Parser)]
 #[command(name = "hypernest", version, styles = STYLES, max_term_width = 100)]
 pub struct Cli {
@@ -138,7 +139,7 @@ pub enum BreakOn {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SerialTo {
     Stdio,
-    /// Only what the guest sends, to stdout; for the built-in guest.
+    /// Only what the guest sends, to stdout; for the built-in hypervisor.
     Output,
     File(PathBuf),
     None,
