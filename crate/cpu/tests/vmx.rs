@@ -18,6 +18,8 @@ const VMCS: u64 = 0x4_1000;
 const POINTERS: u64 = 0x4_2000;
 const TABLE: u64 = 0x4_3000;
 const SEEN: u64 = 0x4_6000;
+/// A list of MSRs to load: IA32_BIOS_SIGN_ID, which no list can.
+const LIST: u64 = 0x4_7000;
 const HANDLER: u64 = 0x1_1000;
 const GUEST: u64 = 0x1_2000;
 const GUEST_STACK: u64 = 0x5_0000;
@@ -230,6 +232,7 @@ fn run(
     for region in [VMXON, VMCS] {
         put(&mut ram, region, u64::from(profile.layout.revision()));
     }
+    put(&mut ram, LIST, 0x8b);
     put(&mut ram, POINTERS, VMXON);
     put(&mut ram, POINTERS + 8, VMCS);
     for (n, (field, value)) in list.iter().enumerate() {
@@ -348,6 +351,16 @@ fn a_bad_control_field_fails_the_entry_with_error_7_and_bad_guest_state_exits() 
     });
     // Reason 33 with bit 31, which a 16-bit view leaves out.
     assert_eq!(done.exits.first().map(|exit| exit.0), Some(33));
+}
+
+#[test]
+fn a_list_cannot_load_the_signature_of_microcode() {
+    let done = run(VmxChoice::Max, false, &guest(), |list| {
+        list.push((Field::VM_ENTRY_MSR_LOAD_ADDR, LIST));
+        list.push((Field::VM_ENTRY_MSR_LOAD_COUNT, 1));
+    });
+    // Entry failures keep bit 31 apart; the qualification is the number of the entry.
+    assert_eq!(done.exits.first(), Some(&(34, 1)));
 }
 
 #[test]
