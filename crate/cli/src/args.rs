@@ -31,7 +31,8 @@ Exit status: 0, 1 when a check fails or files differ, 2 for bad input.";
 /// A deterministic x86-64 machine.
 ///
 /// Boots Linux, multiboot and ELF images on a processor in software: no virtualization, no
-/// privileges. Without a command it runs a small built-in guest.
+/// privileges. Without a command it runs a small built-in hypervisor, which shows each exit of its
+/// guest.
 #[derive(Debug, Parser)]
 #[command(name = "hypernest", version, styles = STYLES, max_term_width = 100)]
 pub struct Cli {
@@ -152,7 +153,7 @@ pub enum Vmx {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SerialTo {
     Stdio,
-    /// Only what the guest sends, to stdout; for the built-in guest.
+    /// Only what the guest sends, to stdout; for the built-in hypervisor.
     Output,
     File(PathBuf),
     None,

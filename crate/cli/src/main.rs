@@ -1,7 +1,6 @@
 //! The `hypernest` command: boots an image on a machine in software, on the terminal.
 
 mod args;
-mod demo;
 mod drive;
 mod dump;
 mod files;

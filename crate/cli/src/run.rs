@@ -1,4 +1,4 @@
-//! `hypernest run`, and the built-in guest.
+//! `hypernest run`, and the built-in hypervisor.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::progress::Progress;
 use crate::report::{End, Report};
 use crate::setup::Setup;
 use crate::trace::{Last, Names, Trace};
-use crate::{demo, dump, files};
+use crate::{dump, files};
 
 /// A crashed run that took longer is made again only when `--break-on` asks for it.
 const REPLAY_LIMIT: Duration = Duration::from_secs(60);
@@ -86,14 +86,14 @@ fn prepare(args: &RunArgs) -> Result<(Setup, Machine, Looks, Serial)> {
     Ok((setup, machine, looks, serial))
 }
 
-/// Runs the built-in guest; the exit status.
+/// Runs the built-in hypervisor; the exit status.
 pub fn run_demo() -> Result<i32> {
     println!(
-        "hypernest {}: the built-in guest, assembled by this program, on a machine of {} MiB",
+        "hypernest {}: the built-in hypervisor and its guest, on a machine of {} MiB with VMX\n",
         env!("CARGO_PKG_VERSION"),
-        demo::MEMORY >> 20
+        hypernest_guests::HYPERVISOR_MEMORY >> 20
     );
-    let setup = Setup::demo()?;
+    let setup = Setup::demo();
     let mut machine = setup.build()?;
     let mut serial = Serial::open(&SerialTo::Output)?;
     let limits = Limits {

@@ -9,13 +9,11 @@ use hypernest_machine::boot::Symbols;
 use hypernest_machine::{Config, DiskImage, Machine, Model, VmxChoice};
 
 use crate::args::{RunArgs, Vmx};
-use crate::demo;
 use crate::files;
 
 /// Everything a machine is built from, read and checked.
 pub struct Setup {
     image: Vec<u8>,
-    raw: bool,
     name: String,
     initrd: Option<Vec<u8>>,
     modules: Vec<(String, Vec<u8>)>,
@@ -54,7 +52,6 @@ impl Setup {
         };
         Ok(Setup {
             image,
-            raw: false,
             name: files::name(&args.image),
             initrd,
             modules,
@@ -69,23 +66,22 @@ impl Setup {
         })
     }
 
-    /// The built-in guest.
-    pub fn demo() -> Result<Setup> {
-        Ok(Setup {
-            image: demo::image()?,
-            raw: true,
+    /// The built-in hypervisor.
+    pub fn demo() -> Setup {
+        Setup {
+            image: hypernest_guests::HYPERVISOR.to_vec(),
             name: "built-in".into(),
             initrd: None,
             modules: Vec::new(),
             command_line: String::new(),
             disks: Vec::new(),
-            memory: demo::MEMORY,
+            memory: hypernest_guests::HYPERVISOR_MEMORY,
             cpus: 1,
             model: None,
             block_length: None,
-            vmx: VmxChoice::None,
+            vmx: VmxChoice::Max,
             symbols: None,
-        })
+        }
     }
 
     /// A machine at its first instruction.
@@ -97,9 +93,6 @@ impl Setup {
             .name(&self.name)
             .command_line(&self.command_line)
             .vmx(self.vmx.clone());
-        if self.raw {
-            builder = builder.raw();
-        }
         if let Some(model) = &self.model {
             builder = builder.model(model);
         }

@@ -198,7 +198,10 @@ fn linux_takes_no_modules_and_a_bounded_command_line() {
 #[test]
 fn help_and_version_are_no_errors() {
     for (args, words) in [
-        (&["--help"][..], &["Boot an image", "built-in guest"][..]),
+        (
+            &["--help"][..],
+            &["Boot an image", "built-in hypervisor"][..],
+        ),
         (
             &["run", "--help"],
             &["--initrd", "--stop-on", "Exit status:", "Ctrl-A x"],

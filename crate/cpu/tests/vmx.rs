@@ -7,7 +7,8 @@ use hypernest_cpu::{
 };
 use hypernest_vmcs::{ExitReason, Field, entry, exit, pin, proc1, proc2};
 use iced_x86::code_asm::{
-    CodeAssembler, al, ax, byte_ptr, eax, ecx, edx, qword_ptr, r8, r9, r10, rax, rcx, rdx, rsi, ss,
+    CodeAssembler, al, ax, byte_ptr, ds, eax, ecx, edx, qword_ptr, r8, r9, r10, rax, rcx, rdx, rsi,
+    ss,
 };
 use support::{CODE, Nothing, long_mode};
 
@@ -17,6 +18,8 @@ const VMCS: u64 = 0x4_1000;
 const POINTERS: u64 = 0x4_2000;
 const TABLE: u64 = 0x4_3000;
 const SEEN: u64 = 0x4_6000;
+/// A list of MSRs to load: IA32_BIOS_SIGN_ID, which no list can.
+const LIST: u64 = 0x4_7000;
 const HANDLER: u64 = 0x1_1000;
 const GUEST: u64 = 0x1_2000;
 const GUEST_STACK: u64 = 0x5_0000;
@@ -36,6 +39,10 @@ fn assemble(
 /// entry is HLT.
 fn launcher() -> Vec<u8> {
     assemble(CODE, |a| {
+        // What blocks events for an instruction does not concern the entry.
+        a.mov(eax, 16)?;
+        a.mov(ss, ax)?;
+        a.mov(ds, ax)?;
         let mut next = a.create_label();
         let mut launch = a.create_label();
         a.mov(ecx, 0x3a)?;
@@ -237,6 +244,7 @@ fn run_in_blocks(
     for region in [VMXON, VMCS] {
         put(&mut ram, region, u64::from(profile.layout.revision()));
     }
+    put(&mut ram, LIST, 0x8b);
     put(&mut ram, POINTERS, VMXON);
     put(&mut ram, POINTERS + 8, VMCS);
     for (n, (field, value)) in list.iter().enumerate() {
@@ -514,6 +522,16 @@ fn blocking_by_mov_ss_in_a_guest_does_not_stop_its_hypervisor() {
         // Each exit saves the blocking, and each entry but the last brings it back.
         assert_eq!(done.exits.len(), 5, "blocks of {length}");
     }
+}
+
+#[test]
+fn a_list_cannot_load_the_signature_of_microcode() {
+    let done = run(VmxChoice::Max, false, &guest(), |list| {
+        list.push((Field::VM_ENTRY_MSR_LOAD_ADDR, LIST));
+        list.push((Field::VM_ENTRY_MSR_LOAD_COUNT, 1));
+    });
+    // Entry failures keep bit 31 apart; the qualification is the number of the entry.
+    assert_eq!(done.exits.first(), Some(&(34, 1)));
 }
 
 #[test]

@@ -319,8 +319,10 @@ pub(super) fn load_msrs(x: &mut Ctx, list: u64, count: u64) -> Result<(), u64> {
         x.load_physical(at, &mut entry);
         let entry = u128::from_le_bytes(entry);
         let (number, reserved, value) = (entry as u32, (entry >> 32) as u32, (entry >> 64) as u64);
-        // Not the bases of FS and GS, an APIC's in x2APIC mode, nor those of system management.
-        let refused = matches!(number, 0xc000_0100 | 0xc000_0101 | 0x9b) || number >> 8 == 8;
+        // Not the bases of FS and GS, an APIC's in x2APIC mode, those of microcode (79H, 8BH), nor
+        // those of system management.
+        let refused =
+            matches!(number, 0xc000_0100 | 0xc000_0101 | 0x79 | 0x8b | 0x9b) || number >> 8 == 8;
         if reserved != 0 || refused || msr::write(x, number, value).is_err() {
             return Err(n + 1);
         }

@@ -1,11 +1,10 @@
-//! Assembles the built-in guest, `greeting.elf`: a multiboot kernel that greets, counts primes and
-//! echoes what is typed. It needs nothing from the network, and sleeps when nobody types.
+//! A guest that greets, counts primes and echoes what is typed, and sleeps when nobody types.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-/// Where the guest is loaded.
-const BASE: u32 = 0x10_0000;
+use crate::elf::{self, CONTENT as DATA};
+
 /// Interrupt descriptor table; only the serial port's vector is filled in.
 const IDT: u32 = 0x11_0000;
 const STACK: u32 = 0x18_0000;
@@ -16,42 +15,6 @@ const IRQ: u32 = 4;
 const SERIAL: u32 = 0x3f8;
 /// Primes are counted below this.
 const LIMIT: u32 = 20_000;
-
-fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
-    let out = std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR");
-    let guest = guest().expect("the guest assembles");
-    std::fs::write(std::path::Path::new(&out).join("greeting.elf"), guest)
-        .expect("OUT_DIR can be written");
-}
-
-/// Bytes of the file before `DATA`: ELF header, program header, multiboot header.
-const HEADERS: u32 = 52 + 32 + 12;
-/// Where the constants are loaded; the code follows them.
-const DATA: u32 = BASE + HEADERS;
-
-/// An ELF32 file of one segment: headers, constants, code.
-fn elf(data: &[u8], code: &[u8]) -> Vec<u8> {
-    const MULTIBOOT: [u32; 3] = [0x1bad_b002, 0, 0u32.wrapping_sub(0x1bad_b002)];
-    let entry = DATA + data.len() as u32;
-    let size = HEADERS + (data.len() + code.len()) as u32;
-    let words = |values: &[u32]| {
-        values
-            .iter()
-            .flat_map(|v| v.to_le_bytes())
-            .collect::<Vec<u8>>()
-    };
-    let mut file = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    file.extend(words(&[0x0003_0002, 1])); // executable for the 386, version
-    file.extend(words(&[entry, 52, 0, 0])); // program headers at, section headers at, flags
-    file.extend(words(&[0x0020_0034, 0x0028_0001, 0])); // sizes of headers, their numbers
-    // load, offset, virtual, physical, in the file, in memory, read + write + execute, alignment
-    file.extend(words(&[1, 0, BASE, BASE, size, size, 7, 4096]));
-    file.extend(words(&MULTIBOOT));
-    file.extend(data);
-    file.extend(code);
-    file
-}
 
 /// The constants of the guest, each at a known address.
 #[derive(Default)]
@@ -65,7 +28,7 @@ impl Data {
     }
 }
 
-fn guest() -> Result<Vec<u8>, IcedError> {
+pub fn guest() -> Result<Vec<u8>, IcedError> {
     let mut data = Data::default();
     let descriptors = [0u64, 0x00cf_9a00_0000_ffff, 0x00cf_9200_0000_ffff];
     let gdt = data.put(&descriptors.map(u64::to_le_bytes).concat());
@@ -196,7 +159,9 @@ fn guest() -> Result<Vec<u8>, IcedError> {
     a.ret()?;
 
     let code = a.assemble(u64::from(DATA) + data.0.len() as u64)?;
-    Ok(elf(&data.0, &code))
+    let entry = data.0.len() as u32;
+    data.0.extend(code);
+    Ok(elf::file(&data.0, entry))
 }
 
 /// EBX = the number of primes below [`LIMIT`], by trial division.

@@ -1,11 +1,11 @@
-//! The built-in guest, natively, in Node and in a browser: the same input at the same ticks ends in
+//! The built-in guests, natively, in Node and in a browser: the same input at the same ticks ends in
 //! the same state.
 //!
 //! The native test leaves its state hash in cargo's folder for tests; the WebAssembly tests are
 //! compiled with it. So run natively first: `cargo test -p hypernest-wasm`, then
 //! `wasm-pack test --mode no-install --node crate/wasm`.
 
-use hypernest_wasm::guest::{Guest, Options, SliceReport};
+use hypernest_wasm::guest::{Builtin, Guest, Options, SliceReport, Vmx};
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test;
@@ -21,6 +21,8 @@ fn options() -> Options {
         cpus: 1,
         model: None,
         cmdline: String::new(),
+        vmx: Vmx::None,
+        builtin: Builtin::Greeting,
     }
 }
 
@@ -41,6 +43,30 @@ fn run_until(guest: &mut Guest, text: &str, ticks: u64) -> String {
         }
     }
     panic!("no {text:?} in {}", String::from_utf8_lossy(&output));
+}
+
+/// The state after the hypervisor has ended, run in slices of `ticks`, and what it printed.
+fn hypervisor(ticks: u64) -> (String, String) {
+    let options = Options {
+        vmx: Vmx::Max,
+        builtin: Builtin::Hypervisor,
+        ..options()
+    };
+    let mut guest = Guest::new(&options, None, None).expect("the hypervisor boots");
+    let mut output = Vec::new();
+    loop {
+        let SliceReport {
+            stop, ticks: now, ..
+        } = guest.run_slice(ticks, ticks);
+        output.extend(guest.take_serial());
+        let shown = String::from_utf8_lossy(&output);
+        if let Some(stop) = stop {
+            assert_eq!(stop.kind, "power-off", "{shown}");
+            let hash = guest.state_hash().expect("the software engine can be read");
+            return (hash, shown.into_owned());
+        }
+        assert!(now < GREETING, "it does not end: {shown}");
+    }
 }
 
 /// The state at a fixed tick, after input at fixed ticks, run in slices of `ticks`.
@@ -78,6 +104,14 @@ fn the_greeting_counts_primes_and_echoes_in_capitals() {
     );
     guest.send_serial(b"hi");
     run_until(&mut guest, "HI", SLICE);
+}
+
+#[test]
+#[cfg_attr(target_arch = "wasm32", wasm_bindgen_test)]
+fn the_hypervisor_ends_alike_in_slices_of_any_length() {
+    let (hash, text) = hypervisor(SLICE);
+    assert!(text.contains("20 exits: 2 CPUID"), "{text}");
+    assert_eq!((hash, text), hypervisor(7_777));
 }
 
 #[test]
@@ -160,6 +194,7 @@ fn archives_are_initial_ram_disks_and_kernels_are_not() {
 fn the_native_state_hash_is_left_for_webassembly() {
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
     std::fs::write(folder.join("greeting.hash"), final_hash(SLICE)).expect("written");
+    std::fs::write(folder.join("hypervisor.hash"), hypervisor(SLICE).0).expect("written");
 }
 
 #[cfg(target_arch = "wasm32")]
@@ -174,4 +209,9 @@ fn webassembly_ends_in_the_native_state() {
         native,
         "if the machine has changed, run the native test again"
     );
+    let native = include_str!(concat!(
+        env!("CARGO_TARGET_TMPDIR"),
+        "/../../tmp/hypervisor.hash"
+    ));
+    assert_eq!(hypervisor(SLICE).0, native);
 }
