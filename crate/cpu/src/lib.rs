@@ -35,9 +35,11 @@ mod tlb;
 mod trap;
 mod vcpu;
 mod vmx;
+mod watch;
 
 pub use bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 pub use exec::msr::msr_name;
+pub use hypernest_vmcs::ExitReason;
 pub use model::{Feature, Model};
 pub use processor::{MAX_CPUS, Processor, ProcessorConfig, ProcessorError, Stop, Traced, Tracer};
 pub use ram::{OutOfRam, PAGE_SIZE, Ram, RamError};
@@ -48,3 +50,8 @@ pub use state::{
 };
 pub use trap::Fault;
 pub use vmx::{VmxChoice, VmxProfile};
+pub use watch::{
+    Answer, EntryFailure, EptViolation, Event, EventKinds, EventRequest, ExitRow, ExitStatistics,
+    ExitStops, FailedEntry, Handling, Happening, Injection, Level, VmEntry, VmExit, VmInstruction,
+    WhenFull,
+};
