@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use hypernest_machine::VmxChoice;
+use clap::{Args, Parser, Subcommand};
+use hypernest_machine::{ExitReason, VmxChoice};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -19,7 +19,8 @@ Exit status:
   0      the guest powered off or reset, --stop-on or --stop-at was reached, or Ctrl-A x
   n*2+1  the guest wrote n to the debug-exit port F4H
   2      bad input: nothing was run
-  4      the guest crashed (triple fault), needs what is not implemented, or sleeps for ever
+  4      the guest crashed (triple fault), needs what is not implemented, or sleeps for ever,
+         or --break-on stopped it
   124    --timeout ran out
   143    stopped by a signal
 
@@ -103,7 +104,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "S", value_parser = seconds, help_heading = "Ends")]
     pub timeout: Option<Duration>,
 
-    /// Print instructions, speed, stops and the hash of the final state
+    /// Print instructions, speed, stops, the hash of the final state, and VM exits by reason
     #[arg(long, help_heading = "Looking inside")]
     pub report: bool,
 
@@ -111,14 +112,27 @@ pub struct RunArgs {
     #[arg(long, value_name = "F", help_heading = "Looking inside")]
     pub report_json: Option<PathBuf>,
 
-    /// Treat even a deliberate triple fault (reboot=t) as a crash, with a post-mortem; keep the
-    /// last instructions for it
-    #[arg(long, value_name = "EVENT", help_heading = "Looking inside")]
+    /// Stop with a post-mortem at a VM entry that fails (entry-fail), after a VM exit for a reason
+    /// (exit:REASON) or the N-th of all (exit:N), at a triple fault, even a deliberate one
+    /// (triple-fault), or at what is not built (unimplemented)
+    #[arg(long, value_name = "EVENT", value_parser = break_on, help_heading = "Looking inside")]
     pub break_on: Vec<BreakOn>,
 
-    /// An ELF file whose symbols name addresses in the post-mortem and the instruction log
+    /// Write every VM exit, and every VM entry that fails, as a line of JSON
+    #[arg(long, value_name = "F", help_heading = "Looking inside")]
+    pub exits: Option<PathBuf>,
+
+    /// Write a trace of L0, L1 and L2 that ui.perfetto.dev opens
+    #[arg(long, value_name = "F", help_heading = "Looking inside")]
+    pub trace: Option<PathBuf>,
+
+    /// An ELF file whose symbols name addresses in post-mortem, exits, trace and instruction log
     #[arg(long, value_name = "VMLINUX", help_heading = "Looking inside")]
     pub symbols: Option<PathBuf>,
+
+    /// The same for addresses of L2, the guest of a hypervisor in the machine
+    #[arg(long, value_name = "VMLINUX", help_heading = "Looking inside")]
+    pub symbols_l2: Option<PathBuf>,
 
     /// Write every instruction with the registers before it, in the form of QEMU's -d in_asm,cpu
     #[arg(long, value_name = "F", help_heading = "Looking inside")]
@@ -129,9 +143,18 @@ pub struct RunArgs {
     pub block_length: Option<u32>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+/// What stops a run with a post-mortem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakOn {
+    /// A VM entry that fails.
+    EntryFail,
+    /// A VM exit for this reason.
+    ExitReason(ExitReason),
+    /// The VM exit of this number.
+    ExitNumber(u64),
+    /// Even a deliberate triple fault.
     TripleFault,
+    /// What is not built. It always stops a run; naming it keeps the last instructions.
     Unimplemented,
 }
 
@@ -175,6 +198,29 @@ fn serial(text: &str) -> Result<SerialTo, String> {
             _ => Err("give stdio, file:F or none".into()),
         },
     }
+}
+
+fn break_on(text: &str) -> Result<BreakOn, String> {
+    match text {
+        "entry-fail" => return Ok(BreakOn::EntryFail),
+        "triple-fault" => return Ok(BreakOn::TripleFault),
+        "unimplemented" => return Ok(BreakOn::Unimplemented),
+        _ => {}
+    }
+    let Some(exit) = text.strip_prefix("exit:") else {
+        return Err("give entry-fail, exit:REASON, exit:N, triple-fault or unimplemented".into());
+    };
+    if exit.bytes().all(|byte| byte.is_ascii_digit()) {
+        let number = exit.parse().ok().filter(|number| *number > 0);
+        let number = number.ok_or("give the number of an exit, from 1")?;
+        return Ok(BreakOn::ExitNumber(number));
+    }
+    ExitReason::from_ident(exit)
+        .map(BreakOn::ExitReason)
+        .ok_or_else(|| {
+            let known: Vec<&str> = ExitReason::all().iter().map(|row| row.ident).collect();
+            format!("give a number or one of {}", known.join(", "))
+        })
 }
 
 fn ticks(text: &str) -> Result<u64, String> {
@@ -288,6 +334,23 @@ mod tests {
         assert!(of("0").is_err() && of("nan").is_err() && of("1e300").is_err());
         let stop = run(&["k", "--stop-at", "1_000"]).unwrap().stop_at;
         assert_eq!(stop, Some(1000));
+    }
+
+    #[test]
+    fn breaks_are_at_exits_by_reason_or_number_and_at_failures() {
+        let of = |text: &str| run(&["k", "--break-on", text]).map(|args| args.break_on[0]);
+        assert_eq!(of("entry-fail"), Ok(BreakOn::EntryFail));
+        assert_eq!(of("triple-fault"), Ok(BreakOn::TripleFault));
+        let cpuid = BreakOn::ExitReason(ExitReason::CPUID);
+        assert_eq!(of("exit:CPUID"), Ok(cpuid));
+        let violation = BreakOn::ExitReason(ExitReason::EPT_VIOLATION);
+        assert_eq!(of("exit:ept-violation"), Ok(violation));
+        assert_eq!(of("exit:12"), Ok(BreakOn::ExitNumber(12)));
+        for wrong in ["exit:", "exit:0", "exit:99999999999999999999", "exit:-1"] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+        let error = of("exit:LUNCH").unwrap_err();
+        assert!(error.contains("CPUID, ") && error.contains("EPT_VIOLATION"));
     }
 
     #[test]

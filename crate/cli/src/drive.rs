@@ -6,9 +6,10 @@ use std::io::{IsTerminal, Write, stderr, stdout};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use hypernest_machine::{Machine, Stop, Tick, Until};
+use hypernest_machine::{ExitReason, Machine, Stop, Tick, Until};
 
-use crate::args::SerialTo;
+use crate::args::{BreakOn, SerialTo};
+use crate::exits::Events;
 use crate::postmortem::is_deliberate;
 use crate::progress::Progress;
 use crate::report::End;
@@ -32,8 +33,31 @@ pub struct Limits {
     pub stop_on: Option<String>,
     /// After this much real time.
     pub timeout: Option<Duration>,
-    /// Even a deliberate triple fault is a crash.
-    pub break_on_triple_fault: bool,
+    /// What stops it with a post-mortem.
+    pub break_on: Vec<BreakOn>,
+}
+
+impl Limits {
+    fn breaks_on_triple_fault(&self) -> bool {
+        self.break_on.contains(&BreakOn::TripleFault)
+    }
+
+    /// The conditions that the machine watches for, at tick `end` at the latest.
+    pub fn until(&self, end: Tick) -> Until {
+        let mut until = Until::tick(end);
+        if let Some(text) = &self.stop_on {
+            until = until.text(text);
+        }
+        for event in &self.break_on {
+            until = match event {
+                BreakOn::EntryFail => until.failed_entry(),
+                BreakOn::ExitReason(reason) => until.vm_exit(*reason),
+                BreakOn::ExitNumber(number) => until.vm_exit_number(*number),
+                BreakOn::TripleFault | BreakOn::Unimplemented => until,
+            };
+        }
+        until
+    }
 }
 
 /// What came of a run.
@@ -189,7 +213,12 @@ impl Pace {
 ///
 /// # Errors
 /// The host fails: output cannot be written.
-pub fn drive(machine: &mut Machine, serial: &mut Serial, limits: &Limits) -> Result<Outcome> {
+pub fn drive(
+    machine: &mut Machine,
+    serial: &mut Serial,
+    limits: &Limits,
+    events: &mut Events,
+) -> Result<Outcome> {
     let mut outcome = Outcome {
         end: End::Quit,
         running: Duration::ZERO,
@@ -229,14 +258,12 @@ pub fn drive(machine: &mut Machine, serial: &mut Serial, limits: &Limits) -> Res
             .saturating_add(if paced { TYPING_SLICE } else { slice })
             .min(limits.stop_at.unwrap_or(Tick::MAX));
         let before = machine.instructions();
-        let mut until = Until::tick(target);
-        if let Some(text) = &limits.stop_on {
-            until = until.text(text);
-        }
+        let until = limits.until(target);
         let running = Instant::now();
         let stop = machine.run(&until)?;
         outcome.running += running.elapsed();
         outcome.stops += 1;
+        events.take(machine)?;
         serial.put(&machine.take_serial_output())?;
         debug_output(&machine.take_debug_output());
         let instructions = machine.instructions().unwrap_or(0);
@@ -314,7 +341,7 @@ fn end_of(machine: &Machine, stop: &Stop, limits: &Limits) -> Result<Option<End>
             let state = machine.read_vcpu(*vcpu)?;
             let mut code = [0; 2];
             let _ = machine.peek_virtual(*vcpu, dump::code_address(&state), &mut code);
-            if is_deliberate(&state, &code) && !limits.break_on_triple_fault {
+            if is_deliberate(&state, &code) && !limits.breaks_on_triple_fault() {
                 End::TripleFaultReset
             } else {
                 End::TripleFault { vcpu: *vcpu }
@@ -326,6 +353,16 @@ fn end_of(machine: &Machine, stop: &Stop, limits: &Limits) -> Result<Option<End>
             rip: *rip,
         },
         Stop::Idle => End::Idle,
+        Stop::VmExit {
+            vcpu,
+            reason,
+            number,
+        } => End::VmExit {
+            vcpu: *vcpu,
+            reason: ExitReason(*reason),
+            number: *number,
+        },
+        Stop::EntryFailed { vcpu } => End::EntryFailed { vcpu: *vcpu },
         _ => return Ok(None),
     }))
 }

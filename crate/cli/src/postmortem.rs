@@ -24,10 +24,9 @@ impl Scene {
         let address = dump::code_address(&self.state);
         let mut text = format!("registers of processor {}:\n", self.vcpu);
         text += &dump::registers(&self.state);
-        let symbol = names.symbol(address);
-        let at = symbol.map_or_else(String::new, |symbol| format!(" ({symbol})"));
+        let at = names.address(self.state.level(), address);
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "page walk of the next instruction, {address:#x}{at}:");
+        let _ = writeln!(text, "page walk of the next instruction, {at}:");
         for step in &self.walk.steps {
             let _ = writeln!(
                 text,
@@ -74,7 +73,7 @@ pub fn instructions(last: &[Last], names: &Names) -> String {
     let mut text = format!("last {} instructions:\n", last.len());
     let mut function = None;
     for one in last {
-        let symbol = names.symbol(one.address);
+        let symbol = names.symbol(one.level, one.address);
         let name = symbol
             .as_deref()
             .map(|symbol| symbol.split('+').next().unwrap_or(symbol).to_owned());

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use hypernest_machine::Tick;
+use hypernest_machine::{ExitReason, Tick};
 use serde_json::json;
+
+use crate::exit_table::Exits;
 
 /// Why the run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +45,20 @@ pub enum End {
     },
     /// All processors wait, and nothing will wake one.
     Idle,
+    /// A VM exit of `--break-on`.
+    VmExit {
+        /// On which vCPU.
+        vcpu: usize,
+        /// Basic exit reason.
+        reason: ExitReason,
+        /// Which exit of the run's, from 1.
+        number: u64,
+    },
+    /// A VM entry failed, with `--break-on entry-fail`.
+    EntryFailed {
+        /// On which vCPU.
+        vcpu: usize,
+    },
 }
 
 impl End {
@@ -57,7 +73,11 @@ impl End {
             | End::Quit => 0,
             // The system keeps the low byte, as for any program.
             End::DebugExit(value) => (value.wrapping_mul(2).wrapping_add(1) & 0xff) as i32,
-            End::TripleFault { .. } | End::Unimplemented { .. } | End::Idle => 4,
+            End::TripleFault { .. }
+            | End::Unimplemented { .. }
+            | End::Idle
+            | End::VmExit { .. }
+            | End::EntryFailed { .. } => 4,
             // 128 and the number of SIGTERM, as shells do.
             End::Signal => 143,
             End::Timeout => 124,
@@ -79,6 +99,19 @@ impl End {
             End::TripleFault { .. } => "triple-fault",
             End::Unimplemented { .. } => "unimplemented",
             End::Idle => "idle",
+            End::VmExit { .. } => "vm-exit",
+            End::EntryFailed { .. } => "entry-failed",
+        }
+    }
+
+    /// The vCPU whose state explains it, where something went wrong or was asked for.
+    pub fn scene(&self) -> Option<usize> {
+        match self {
+            End::TripleFault { vcpu }
+            | End::Unimplemented { vcpu, .. }
+            | End::VmExit { vcpu, .. }
+            | End::EntryFailed { vcpu } => Some(*vcpu),
+            _ => None,
         }
     }
 
@@ -86,7 +119,12 @@ impl End {
     pub fn is_noteworthy(&self) -> bool {
         matches!(
             self,
-            End::TripleFault { .. } | End::Unimplemented { .. } | End::Idle | End::Timeout
+            End::TripleFault { .. }
+                | End::Unimplemented { .. }
+                | End::Idle
+                | End::Timeout
+                | End::VmExit { .. }
+                | End::EntryFailed { .. }
         )
     }
 }
@@ -109,6 +147,16 @@ impl fmt::Display for End {
                 "the guest needs {what}, which is not implemented, at {rip:#x} on processor {vcpu}"
             ),
             End::Idle => f.write_str("all processors wait and nothing will wake one"),
+            End::VmExit {
+                vcpu,
+                reason,
+                number,
+            } => write!(
+                f,
+                "VM exit {number}, {}, on processor {vcpu}",
+                reason.ident()
+            ),
+            End::EntryFailed { vcpu } => write!(f, "a VM entry failed on processor {vcpu}"),
         }
     }
 }
@@ -132,6 +180,8 @@ pub struct Report {
     pub stops: u64,
     /// Hash of the final state.
     pub state_hash: String,
+    /// What there was of VMX.
+    pub exits: Option<Exits>,
 }
 
 impl Report {
@@ -158,6 +208,9 @@ impl Report {
         if let End::DebugExit(value) = self.end {
             report["debug_exit_value"] = value.into();
         }
+        if let Some(exits) = &self.exits {
+            report["vmx"] = exits.json();
+        }
         format!("{report:#}\n")
     }
 }
@@ -181,12 +234,16 @@ impl fmt::Display for Report {
             self.waiting.as_secs_f64()
         )?;
         writeln!(f, "stops         {}", grouped(self.stops))?;
-        write!(f, "state hash    {}", self.state_hash)
+        write!(f, "state hash    {}", self.state_hash)?;
+        match &self.exits {
+            Some(exits) => write!(f, "\n{}", exits.text(self.instructions).trim_end()),
+            None => Ok(()),
+        }
     }
 }
 
 /// Digits in groups of three.
-fn grouped(number: u64) -> String {
+pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (at, digit) in digits.char_indices() {
@@ -226,6 +283,7 @@ mod tests {
             waiting: Duration::ZERO,
             stops: 1,
             state_hash: "00ff".into(),
+            exits: None,
         };
         let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
         assert_eq!(json["ticks"], 5);

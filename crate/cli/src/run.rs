@@ -9,11 +9,13 @@ use hypernest_machine::{Machine, Tick, Until};
 
 use crate::args::{BreakOn, RunArgs, SerialTo};
 use crate::drive::{Limits, Outcome, Serial, drive};
+use crate::exit_table::Exits;
+use crate::exits::Events;
 use crate::postmortem::{self, Scene};
 use crate::progress::Progress;
 use crate::report::{End, Report};
 use crate::setup::Setup;
-use crate::trace::{Last, Names, Trace};
+use crate::trace::{Last, Trace};
 use crate::{demo, dump, files};
 
 /// A crashed run that took longer is made again only when `--break-on` asks for it.
@@ -26,13 +28,14 @@ struct Looks {
     report: bool,
     report_json: Option<(std::fs::File, PathBuf)>,
     trace: Option<(Trace, PathBuf)>,
+    events: Events,
     always_replay: bool,
 }
 
 /// Runs an image; the exit status. Nothing has run when the error is a [`BadInput`].
 pub fn run(args: &RunArgs) -> Result<i32> {
     let prepared = prepare(args).map_err(|error| error.context(BadInput))?;
-    let (setup, mut machine, looks, mut serial) = prepared;
+    let (setup, mut machine, mut looks, mut serial) = prepared;
     if let Some((trace, _)) = &looks.trace {
         machine.set_tracer(Some(trace.tracer()))?;
     }
@@ -40,9 +43,9 @@ pub fn run(args: &RunArgs) -> Result<i32> {
         stop_at: args.stop_at,
         stop_on: args.stop_on.clone(),
         timeout: args.timeout,
-        break_on_triple_fault: args.break_on.contains(&BreakOn::TripleFault),
+        break_on: args.break_on.clone(),
     };
-    let outcome = drive(&mut machine, &mut serial, &limits)?;
+    let outcome = drive(&mut machine, &mut serial, &limits, &mut looks.events)?;
     drop(serial);
     finish(&setup, machine, outcome, looks)
 }
@@ -59,7 +62,7 @@ impl std::fmt::Display for BadInput {
 
 fn prepare(args: &RunArgs) -> Result<(Setup, Machine, Looks, Serial)> {
     let setup = Setup::read(args)?;
-    let machine = {
+    let mut machine = {
         let _progress = Progress::spinner("loading the image");
         let shown = args.image.display();
         setup.build().with_context(|| format!("{shown}"))?
@@ -71,16 +74,19 @@ fn prepare(args: &RunArgs) -> Result<(Setup, Machine, Looks, Serial)> {
     let trace = match &args.log_instructions {
         Some(path) => {
             let file = files::create("instruction log", path)?;
-            let trace = Trace::log(file, setup.symbols.clone(), machine.vcpus());
+            let trace = Trace::log(file, setup.names.clone(), machine.vcpus());
             Some((trace, path.clone()))
         }
         None => None,
     };
+    let (exits, tracks) = (args.exits.as_deref(), args.trace.as_deref());
+    let events = Events::open(&mut machine, exits, tracks, setup.names.clone())?;
     let serial = Serial::open(&args.serial)?;
     let looks = Looks {
         report: args.report,
         report_json,
         trace,
+        events,
         always_replay: !args.break_on.is_empty(),
     };
     Ok((setup, machine, looks, serial))
@@ -100,13 +106,15 @@ pub fn run_demo() -> Result<i32> {
         stop_at: None,
         stop_on: None,
         timeout: None,
-        break_on_triple_fault: true,
+        break_on: vec![BreakOn::TripleFault],
     };
-    let outcome = drive(&mut machine, &mut serial, &limits)?;
+    let mut events = Events::default();
+    let outcome = drive(&mut machine, &mut serial, &limits, &mut events)?;
     let looks = Looks {
         report: true,
         report_json: None,
         trace: None,
+        events,
         always_replay: true,
     };
     let status = finish(&setup, machine, outcome, looks)?;
@@ -121,7 +129,7 @@ pub fn run_demo() -> Result<i32> {
 }
 
 /// Post-mortem and report; the exit status.
-fn finish(setup: &Setup, machine: Machine, outcome: Outcome, mut looks: Looks) -> Result<i32> {
+fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Looks) -> Result<i32> {
     let report = Report {
         end: outcome.end.clone(),
         image: machine.boot_description().unwrap_or_default().to_owned(),
@@ -131,7 +139,11 @@ fn finish(setup: &Setup, machine: Machine, outcome: Outcome, mut looks: Looks) -
         waiting: outcome.waiting,
         stops: outcome.stops,
         state_hash: format!("{:016x}", machine.state_hash()?),
+        exits: machine
+            .exit_statistics()
+            .and_then(|statistics| Exits::new(statistics, machine.failed_entries())),
     };
+    looks.events.finish(&mut machine)?;
     if outcome.end.is_noteworthy() {
         eprintln!("hypernest: {}", outcome.end);
     }
@@ -141,26 +153,32 @@ fn finish(setup: &Setup, machine: Machine, outcome: Outcome, mut looks: Looks) -
             .finish()
             .with_context(|| format!("cannot write the instruction log {shown}"))?;
     }
-    if let End::TripleFault { vcpu } | End::Unimplemented { vcpu, .. } = outcome.end {
-        let names = Names::new(setup.symbols.clone());
+    if let Some(vcpu) = outcome.end.scene() {
+        let names = &setup.names;
         let state = machine.read_vcpu(vcpu)?;
         let walk = machine.walk(vcpu, dump::code_address(&state))?;
         let scene = Scene { vcpu, state, walk };
-        eprint!("{}", scene.text(&names));
+        eprint!("{}", scene.text(names));
         // The machine's memory is needed for the one that repeats its run.
         drop(machine);
         let last = match &looks.trace {
             Some((trace, _)) => trace.take_last(),
             None if looks.always_replay || outcome.running < REPLAY_LIMIT => {
                 let _progress = Progress::spinner("running again, for the last instructions");
-                replay(setup, &outcome.typed, report.ticks)?
+                // A guest that crashes does so in the instruction at this tick; other ends lie before it.
+                let crashed = matches!(
+                    outcome.end,
+                    End::TripleFault { .. } | End::Unimplemented { .. }
+                );
+                let end = report.ticks.saturating_add(u64::from(crashed));
+                replay(setup, &outcome.typed, end)?
             }
             None => {
                 eprintln!("for the last instructions, run again with --break-on triple-fault");
                 Vec::new()
             }
         };
-        eprint!("{}", postmortem::instructions(&last, &names));
+        eprint!("{}", postmortem::instructions(&last, names));
     }
     if looks.report {
         eprintln!("{report}");
@@ -173,7 +191,7 @@ fn finish(setup: &Setup, machine: Machine, outcome: Outcome, mut looks: Looks) -
     Ok(outcome.end.status())
 }
 
-/// Makes the run again, up to its crash at tick `end`, for its last instructions. A machine does
+/// Makes the run again, up to tick `end`, for its last instructions. A machine does
 /// the same every time, so nothing has to be recorded before something goes wrong.
 fn replay(setup: &Setup, typed: &[(Tick, Vec<u8>)], end: Tick) -> Result<Vec<Last>> {
     let trace_from = end.saturating_sub(REPLAY_TRACED);
@@ -196,6 +214,6 @@ fn replay(setup: &Setup, typed: &[(Tick, Vec<u8>)], end: Tick) -> Result<Vec<Las
         run_to(&mut machine, *tick)?;
         machine.serial_input(bytes);
     }
-    run_to(&mut machine, end.saturating_add(1))?;
+    run_to(&mut machine, end)?;
     Ok(trace.take_last())
 }

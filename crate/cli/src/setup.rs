@@ -11,6 +11,7 @@ use hypernest_machine::{DiskImage, Machine, VmxChoice};
 use crate::args::RunArgs;
 use crate::demo;
 use crate::files;
+use crate::trace::Names;
 
 /// Everything a machine is built from, read and checked.
 pub struct Setup {
@@ -27,7 +28,7 @@ pub struct Setup {
     block_length: Option<u32>,
     vmx: VmxChoice,
     /// What names addresses.
-    pub symbols: Option<Arc<Symbols>>,
+    pub names: Names,
 }
 
 impl Setup {
@@ -44,14 +45,11 @@ impl Setup {
         });
         let modules = modules.collect::<Result<_>>()?;
         let symbols = match &args.symbols {
-            Some(path) => {
-                let bytes = files::read("symbol file", path)?;
-                let shown = path.display();
-                Some(Symbols::parse(&bytes).with_context(|| format!("symbol file {shown}"))?)
-            }
+            Some(path) => Some(symbols(path)?),
             // An image may bring its own.
             None => Symbols::parse(&image).ok(),
         };
+        let symbols_l2 = args.symbols_l2.as_deref().map(self::symbols).transpose()?;
         Ok(Setup {
             image,
             raw: false,
@@ -65,7 +63,7 @@ impl Setup {
             model: args.cpu.clone(),
             block_length: args.block_length,
             vmx: args.vmx,
-            symbols: symbols.map(Arc::new),
+            names: Names::new(symbols.map(Arc::new), symbols_l2.map(Arc::new)),
         })
     }
 
@@ -84,7 +82,7 @@ impl Setup {
             model: None,
             block_length: None,
             vmx: VmxChoice::None,
-            symbols: None,
+            names: Names::default(),
         })
     }
 
@@ -117,6 +115,12 @@ impl Setup {
         }
         Ok(builder.build()?)
     }
+}
+
+/// The symbols in a file.
+fn symbols(path: &Path) -> Result<Symbols> {
+    let bytes = files::read("symbol file", path)?;
+    Symbols::parse(&bytes).with_context(|| format!("symbol file {}", path.display()))
 }
 
 /// A raw disk image that stays in its file.

@@ -51,4 +51,4 @@ pub use interrupts::{Interrupts, InterruptsState, Source};
 pub use machine::{Machine, NotMapped, Stop, Until};
 pub use observer::{Access, AccessKind, AtBreakpoint, Flow, Observer};
 pub use state::{Config, MachineState, RestoreError, STATE_VERSION};
-pub use walk::{Walk, WalkStep, walk};
+pub use walk::{Walk, WalkStep, walk, walk_at};

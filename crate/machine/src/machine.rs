@@ -1,8 +1,8 @@
 //! The machine: RAM, board and engine together, and everything one can do with them.
 
 use hypernest_cpu::{
-    Event, EventRequest, ExitReason, ExitStatistics, ExitStops, FailedEntry, OutOfRam, Ram, Tick,
-    Tracer, VcpuState,
+    Event, EventRequest, ExitReason, ExitStatistics, ExitStops, FailedEntry, Level, OutOfRam, Ram,
+    Tick, Tracer, VcpuState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use crate::builder::MachineBuilder;
 use crate::engine::{Capabilities, Engine, EngineError, EngineStop};
 use crate::observer::{AtBreakpoint, Flow, Observer};
 use crate::state::Config;
-use crate::walk::{Walk, walk};
+use crate::walk::{Walk, walk, walk_at};
 
 /// When [`Machine::run`] is to return, if nothing else stops the machine first. Conditions add up:
 /// the first that is met counts.
@@ -501,6 +501,22 @@ impl Machine {
     /// When there is no such vCPU.
     pub fn walk(&self, vcpu: usize, linear: u64) -> Result<Walk, EngineError> {
         Ok(walk(&self.ram, &self.engine.read_state(vcpu)?, linear))
+    }
+
+    /// Walks the page tables of a level of a vCPU, through L1's EPT for L2: those in use where the
+    /// vCPU executes this level, else those that its current VMCS names. No rights are checked and no
+    /// accessed bit is set. `None` where there is no current VMCS to name any.
+    ///
+    /// # Errors
+    /// When there is no such vCPU.
+    pub fn walk_at(
+        &self,
+        vcpu: usize,
+        level: Level,
+        linear: u64,
+    ) -> Result<Option<Walk>, EngineError> {
+        let state = self.engine.read_state(vcpu)?;
+        Ok(walk_at(&self.ram, &state, level, linear))
     }
 
     /// Copies guest-virtual memory as a vCPU sees it now.
