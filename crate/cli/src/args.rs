@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand};
-use hypernest_machine::{ExitReason, VmxChoice};
+use hypernest_machine::{ExitReason, Level, VmxChoice};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -126,6 +126,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "F", help_heading = "Looking inside")]
     pub trace: Option<PathBuf>,
 
+    /// At the end of the run print how an address is translated, entry by entry: L1:ADDR or L2:ADDR,
+    /// the latter through L2's tables and EPT
+    #[arg(long, value_name = "LEVEL:ADDR", value_parser = walk_at, help_heading = "Looking inside")]
+    pub walk: Vec<WalkAt>,
+
     /// An ELF file whose symbols name addresses in post-mortem, exits, trace and instruction log
     #[arg(long, value_name = "VMLINUX", help_heading = "Looking inside")]
     pub symbols: Option<PathBuf>,
@@ -141,6 +146,15 @@ pub struct RunArgs {
     /// Most instructions in a decoded block; the outcome is the same for any value
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64), help_heading = "Looking inside")]
     pub block_length: Option<u32>,
+}
+
+/// A linear address of a level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WalkAt {
+    /// Whose address.
+    pub level: Level,
+    /// The address.
+    pub address: u64,
 }
 
 /// What stops a run with a post-mortem.
@@ -221,6 +235,23 @@ fn break_on(text: &str) -> Result<BreakOn, String> {
             let known: Vec<&str> = ExitReason::all().iter().map(|row| row.ident).collect();
             format!("give a number or one of {}", known.join(", "))
         })
+}
+
+fn walk_at(text: &str) -> Result<WalkAt, String> {
+    let wrong = || "give L1:ADDR or L2:ADDR, such as L2:0xffffffff81000000".to_owned();
+    let (level, address) = text.split_once(':').ok_or_else(wrong)?;
+    let level = match level {
+        "L1" | "l1" => Level::L1,
+        "L2" | "l2" => Level::L2,
+        _ => return Err(wrong()),
+    };
+    let digits = address.replace('_', "");
+    let parsed = match digits.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => digits.parse(),
+    };
+    let address = parsed.map_err(|_| wrong())?;
+    Ok(WalkAt { level, address })
 }
 
 fn ticks(text: &str) -> Result<u64, String> {
@@ -351,6 +382,25 @@ mod tests {
         }
         let error = of("exit:LUNCH").unwrap_err();
         assert!(error.contains("CPUID, ") && error.contains("EPT_VIOLATION"));
+    }
+
+    #[test]
+    fn walks_have_a_level_and_an_address() {
+        let of = |text: &str| run(&["k", "--walk", text]).map(|args| args.walk[0]);
+        let at = |level, address| Ok(WalkAt { level, address });
+        assert_eq!(of("L1:4096"), at(Level::L1, 4096));
+        assert_eq!(of("l2:0xffff_8000"), at(Level::L2, 0xffff_8000));
+        for wrong in [
+            "L0:1",
+            "L1",
+            "L1:",
+            "L2:0x",
+            "L2:-1",
+            "L2:1ffffffffffffffff0",
+            "0x1000",
+        ] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod run;
 mod setup;
 mod terminal;
 mod trace;
+mod vmcs;
 
 /// Exit status for bad input.
 const BAD_INPUT: i32 = 2;

@@ -66,11 +66,14 @@ impl Message {
     }
 }
 
+/// Annotations by name.
+type Details = Vec<(&'static str, String)>;
+
 /// What a vCPU's tracks wait for.
 #[derive(Clone)]
 struct Open {
     /// When L1 took over, and its slice's name and annotations.
-    l1: Option<(Tick, String, Vec<(&'static str, String)>)>,
+    l1: Option<(Tick, String, Details)>,
     /// When L2 took over, and at which RIP.
     l2: Option<(Tick, u64)>,
 }
@@ -167,12 +170,12 @@ impl<W: Write> Writer<W> {
             }
             Happening::VmExit(exit) => {
                 if let Some((from, rip)) = self.vcpus[vcpu].l2.take() {
-                    let mut inside = vec![
+                    let inside = [
                         ("entered_at", self.names.address(level, rip)),
                         ("left_at", self.names.address(level, event.rip)),
                         ("instructions", exit.guest_instructions.to_string()),
+                        ("exit", exit.reason.ident().to_owned()),
                     ];
-                    inside.push(("exit", exit.reason.ident().to_owned()));
                     let name = self.names.function(level, event.rip);
                     let name = name.unwrap_or_else(|| "guest".into());
                     let range = (from, event.tick.max(from));

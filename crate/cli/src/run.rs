@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use hypernest_machine::{Machine, Tick, Until};
 
-use crate::args::{BreakOn, RunArgs, SerialTo};
+use crate::args::{BreakOn, RunArgs, SerialTo, WalkAt};
 use crate::drive::{Limits, Outcome, Serial, drive};
 use crate::exit_table::Exits;
 use crate::exits::Events;
@@ -15,8 +15,8 @@ use crate::postmortem::{self, Scene};
 use crate::progress::Progress;
 use crate::report::{End, Report};
 use crate::setup::Setup;
-use crate::trace::{Last, Trace};
-use crate::{demo, dump, files};
+use crate::trace::{Last, Names, Trace};
+use crate::{demo, files};
 
 /// A crashed run that took longer is made again only when `--break-on` asks for it.
 const REPLAY_LIMIT: Duration = Duration::from_secs(60);
@@ -29,6 +29,7 @@ struct Looks {
     report_json: Option<(std::fs::File, PathBuf)>,
     trace: Option<(Trace, PathBuf)>,
     events: Events,
+    walks: Vec<WalkAt>,
     always_replay: bool,
 }
 
@@ -87,6 +88,7 @@ fn prepare(args: &RunArgs) -> Result<(Setup, Machine, Looks, Serial)> {
         report_json,
         trace,
         events,
+        walks: args.walk.clone(),
         always_replay: !args.break_on.is_empty(),
     };
     Ok((setup, machine, looks, serial))
@@ -115,6 +117,7 @@ pub fn run_demo() -> Result<i32> {
         report_json: None,
         trace: None,
         events,
+        walks: Vec::new(),
         always_replay: true,
     };
     let status = finish(&setup, machine, outcome, looks)?;
@@ -153,12 +156,12 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
             .finish()
             .with_context(|| format!("cannot write the instruction log {shown}"))?;
     }
+    for asked in &looks.walks {
+        eprint!("{}", walks(&machine, asked, &setup.names)?);
+    }
     if let Some(vcpu) = outcome.end.scene() {
         let names = &setup.names;
-        let state = machine.read_vcpu(vcpu)?;
-        let walk = machine.walk(vcpu, dump::code_address(&state))?;
-        let scene = Scene { vcpu, state, walk };
-        eprint!("{}", scene.text(names));
+        eprint!("{}", Scene::new(&machine, vcpu)?.text(names));
         // The machine's memory is needed for the one that repeats its run.
         drop(machine);
         let last = match &looks.trace {
@@ -189,6 +192,21 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
             .with_context(|| format!("cannot write the report {shown}"))?;
     }
     Ok(outcome.end.status())
+}
+
+/// The walks of an address on every vCPU.
+fn walks(machine: &Machine, asked: &WalkAt, names: &Names) -> Result<String> {
+    let WalkAt { level, address } = *asked;
+    let at = names.address(level, address);
+    let mut text = String::new();
+    for vcpu in 0..machine.vcpus() {
+        text += &format!("page walk of {} {at} on processor {vcpu}:\n", level.name());
+        text += &match machine.walk_at(vcpu, level, address)? {
+            Some(walk) => postmortem::walk_text(&walk),
+            None => "  there is no current VMCS\n".into(),
+        };
+    }
+    Ok(text)
 }
 
 /// Makes the run again, up to tick `end`, for its last instructions. A machine does
