@@ -186,7 +186,7 @@ fn a_run_breaks_at_an_exit_by_reason_or_number_and_shows_the_vmcs() {
             "(guest+0x",
             "secondary  0x00000022",
             "Enable EPT, Enable VPID",
-            "page walk of the address that the last exit reports, 0x40010008 (guest+0x8008):",
+            "page walk of the address that the last exit reports, 0x40010008 (interrupt+0x7008):",
             "EPT PTE   at 0x0000193080: 0x0000000000210030 not present\n",
             "page walk of L2's next instruction, 0x40008",
             "    EPT PML4E at 0x0000190000: 0x0000000000191007 R W X\n",
