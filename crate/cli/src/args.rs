@@ -1,6 +1,7 @@
 //! The command line, and the one-line form of its errors.
 
 use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -131,6 +132,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "LEVEL:ADDR", value_parser = walk_at, help_heading = "Looking inside")]
     pub walk: Vec<WalkAt>,
 
+    /// Wait for gdb on this address of the loopback interface (a bare number is a port): registers and
+    /// memory of the level that executes, breakpoints, single steps
+    #[arg(long, value_name = "ADDR", value_parser = gdb, help_heading = "Looking inside")]
+    pub gdb: Option<SocketAddr>,
+
     /// An ELF file whose symbols name addresses in post-mortem, exits, trace and instruction log
     #[arg(long, value_name = "VMLINUX", help_heading = "Looking inside")]
     pub symbols: Option<PathBuf>,
@@ -252,6 +258,24 @@ fn walk_at(text: &str) -> Result<WalkAt, String> {
     };
     let address = parsed.map_err(|_| wrong())?;
     Ok(WalkAt { level, address })
+}
+
+fn gdb(text: &str) -> Result<SocketAddr, String> {
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    let port: u16 = port
+        .parse()
+        .map_err(|_| "give a port, such as 1234 or 127.0.0.1:1234")?;
+    let host = match host.trim_start_matches('[').trim_end_matches(']') {
+        "" | "localhost" => IpAddr::from(Ipv4Addr::LOCALHOST),
+        host => host
+            .parse()
+            .map_err(|_| "give an address in numbers, such as 127.0.0.1:1234")?,
+    };
+    if !host.is_loopback() {
+        // Whoever connects can read all of the guest.
+        return Err("give a loopback address, such as 127.0.0.1:1234".into());
+    }
+    Ok(SocketAddr::new(host, port))
 }
 
 fn ticks(text: &str) -> Result<u64, String> {
@@ -399,6 +423,26 @@ mod tests {
             "L2:1ffffffffffffffff0",
             "0x1000",
         ] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn gdb_is_served_on_loopback_alone() {
+        let of = |text: &str| run(&["k", "--gdb", text]).map(|args| args.gdb.unwrap().to_string());
+        for text in ["1234", ":1234", "localhost:1234", "127.0.0.1:1234"] {
+            assert_eq!(of(text).as_deref(), Ok("127.0.0.1:1234"));
+        }
+        assert_eq!(of("[::1]:1").as_deref(), Ok("[::1]:1"));
+        for wrong in [
+            "0.0.0.0:1234",
+            "192.168.0.1:1234",
+            "[::]:1",
+            "example.org:1",
+        ] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["", "70000", "127.0.0.1", "127.0.0.1:"] {
             assert!(of(wrong).is_err(), "{wrong}");
         }
     }

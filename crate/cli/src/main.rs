@@ -7,6 +7,7 @@ mod dump;
 mod exit_table;
 mod exits;
 mod files;
+mod gdb;
 mod perfetto;
 mod postmortem;
 mod progress;

@@ -11,6 +11,7 @@ use crate::args::{BreakOn, RunArgs, SerialTo, WalkAt};
 use crate::drive::{Limits, Outcome, Serial, drive};
 use crate::exit_table::Exits;
 use crate::exits::Events;
+use crate::gdb::Listener;
 use crate::postmortem::{self, Scene};
 use crate::progress::Progress;
 use crate::report::{End, Report};
@@ -30,6 +31,7 @@ struct Looks {
     trace: Option<(Trace, PathBuf)>,
     events: Events,
     walks: Vec<WalkAt>,
+    gdb: Option<Listener>,
     always_replay: bool,
 }
 
@@ -46,7 +48,9 @@ pub fn run(args: &RunArgs) -> Result<i32> {
         timeout: args.timeout,
         break_on: args.break_on.clone(),
     };
-    let outcome = drive(&mut machine, &mut serial, &limits, &mut looks.events)?;
+    let gdb = looks.gdb.take();
+    let events = &mut looks.events;
+    let outcome = drive(&mut machine, &mut serial, &limits, events, gdb.as_ref())?;
     drop(serial);
     finish(&setup, machine, outcome, looks)
 }
@@ -82,6 +86,7 @@ fn prepare(args: &RunArgs) -> Result<(Setup, Machine, Looks, Serial)> {
     };
     let (exits, tracks) = (args.exits.as_deref(), args.trace.as_deref());
     let events = Events::open(&mut machine, exits, tracks, setup.names.clone())?;
+    let gdb = args.gdb.map(Listener::bind).transpose()?;
     let serial = Serial::open(&args.serial)?;
     let looks = Looks {
         report: args.report,
@@ -89,6 +94,7 @@ fn prepare(args: &RunArgs) -> Result<(Setup, Machine, Looks, Serial)> {
         trace,
         events,
         walks: args.walk.clone(),
+        gdb,
         always_replay: !args.break_on.is_empty(),
     };
     Ok((setup, machine, looks, serial))
@@ -111,13 +117,14 @@ pub fn run_demo() -> Result<i32> {
         break_on: vec![BreakOn::TripleFault],
     };
     let mut events = Events::default();
-    let outcome = drive(&mut machine, &mut serial, &limits, &mut events)?;
+    let outcome = drive(&mut machine, &mut serial, &limits, &mut events, None)?;
     let looks = Looks {
         report: true,
         report_json: None,
         trace: None,
         events,
         walks: Vec::new(),
+        gdb: None,
         always_replay: true,
     };
     let status = finish(&setup, machine, outcome, looks)?;

@@ -137,6 +137,13 @@ fn absurd_sizes_and_unknown_names_say_what_is_possible() {
         &["run", &kernel, "--walk", "L3:0x1000"],
         &["--walk", "L1:ADDR or L2:ADDR"],
     );
+    for address in ["0.0.0.0:1234", "192.0.2.1:1234", "[::]:1234"] {
+        refused(
+            &["run", &kernel, "--gdb", address],
+            &["--gdb", address, "loopback"],
+        );
+    }
+    refused(&["run", &kernel, "--gdb", "nowhere"], &["--gdb", "port"]);
     refused(&["run"], &["IMAGE"]);
     refused(&["walk"], &["walk"]);
 }

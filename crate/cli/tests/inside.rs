@@ -195,7 +195,7 @@ fn a_run_breaks_at_an_exit_by_reason_or_number_and_shows_the_vmcs() {
         ],
     );
     // L2's instructions before the exit have L2's names, L1's have L1's.
-    has(&by_reason.1, &["  guest", "  handler", "cpuid"]);
+    has(&by_reason.1, &["  guest", "  handler", "hlt"]);
     let by_number = guest.run(&["--break-on", "exit:7", "--symbols-l2", &symbols]);
     assert_eq!(by_number, by_reason);
     assert_eq!(guest.run(&["--break-on", "exit:9"]).0, 0);

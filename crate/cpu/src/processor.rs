@@ -254,6 +254,12 @@ impl Processor {
         }
     }
 
+    /// Instructions that a vCPU has started since the processor was made.
+    pub fn vcpu_instructions(&self, vcpu: usize) -> u64 {
+        let watch = self.watch.as_ref();
+        watch.map_or(0, |watch| watch.instructions(vcpu))
+    }
+
     /// Counters of VM exits since the processor was made.
     pub fn exit_statistics(&self) -> Option<&ExitStatistics> {
         self.watch.as_ref().map(|watch| &watch.statistics)

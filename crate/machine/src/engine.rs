@@ -176,6 +176,12 @@ pub trait Engine: Send {
     /// Instructions executed so far, where the engine counts them.
     fn instructions(&self) -> Option<u64>;
 
+    /// Those of one vCPU, where the engine counts them.
+    fn vcpu_instructions(&self, vcpu: usize) -> Option<u64> {
+        let _ = vcpu;
+        None
+    }
+
     /// While every vCPU waits: the tick of the next event that may end it, [`Tick::MAX`] where only
     /// input can. `None` while a vCPU can run, and where the engine does not know.
     fn waits_until(&self, bus: &dyn Bus) -> Option<Tick> {
@@ -346,6 +352,10 @@ impl Engine for SoftwareEngine {
 
     fn instructions(&self) -> Option<u64> {
         Some(self.processor.instructions())
+    }
+
+    fn vcpu_instructions(&self, vcpu: usize) -> Option<u64> {
+        Some(self.processor.vcpu_instructions(vcpu))
     }
 
     fn waits_until(&self, bus: &dyn Bus) -> Option<Tick> {

@@ -347,6 +347,12 @@ impl Machine {
         self.engine.instructions()
     }
 
+    /// Instructions that one vCPU has executed since the machine was built, where the engine counts
+    /// them.
+    pub fn vcpu_instructions(&self, vcpu: usize) -> Option<u64> {
+        self.engine.vcpu_instructions(vcpu)
+    }
+
     /// While every vCPU waits: the tick of the next event that may end it, [`Tick::MAX`] where only
     /// input can. `None` while a vCPU can run, and where the engine does not know. For callers that
     /// pace guest time, after [`Machine::run`] returned [`Stop::Tick`].

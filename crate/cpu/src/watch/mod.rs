@@ -190,6 +190,11 @@ impl Watch {
         self.caught.take()
     }
 
+    /// Instructions that a vCPU has executed in its finished turns.
+    pub fn instructions(&self, vcpu: usize) -> u64 {
+        self.places.get(vcpu).map_or(0, |place| place.executed)
+    }
+
     /// Something stops the processor as soon as the instruction or exit at hand is done.
     pub fn has_caught(&self) -> bool {
         self.caught.is_some()
