@@ -302,7 +302,7 @@ impl<'a> Run<'a> {
     ///
     /// # Errors
     /// The host fails: output cannot be written.
-    pub fn to_end(&mut self) -> Result<End> {
+    pub fn go_on(&mut self) -> Result<End> {
         let mut pace = Pace::start(self.machine.now());
         let mut slice = SLICE;
         let mut wait = Duration::ZERO;
@@ -350,7 +350,7 @@ pub fn drive(
     };
     run.outcome.end = match end {
         Some(end) => end,
-        None => run.to_end()?,
+        None => run.go_on()?,
     };
     Ok(run.outcome)
 }
