@@ -3,8 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use hypernest_machine::{Tick, cpu};
+use hypernest_machine::{ExitReason, Tick, cpu};
 use serde_json::json;
+
+use crate::exit_table::Exits;
 
 /// Why the run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +52,20 @@ pub enum End {
     },
     /// All processors wait, and nothing will wake one.
     Idle,
+    /// A VM exit of `--break-on`.
+    VmExit {
+        /// On which vCPU.
+        vcpu: usize,
+        /// Basic exit reason.
+        reason: ExitReason,
+        /// Which exit of the run's, from 1.
+        number: u64,
+    },
+    /// A VM entry failed, with `--break-on entry-fail`.
+    EntryFailed {
+        /// On which vCPU.
+        vcpu: usize,
+    },
 }
 
 impl End {
@@ -67,7 +83,9 @@ impl End {
             End::TripleFault { .. }
             | End::VmxAbort { .. }
             | End::Unimplemented { .. }
-            | End::Idle => 4,
+            | End::Idle
+            | End::VmExit { .. }
+            | End::EntryFailed { .. } => 4,
             // 128 and the number of SIGTERM, as shells do.
             End::Signal => 143,
             End::Timeout => 124,
@@ -90,6 +108,20 @@ impl End {
             End::VmxAbort { .. } => "vmx-abort",
             End::Unimplemented { .. } => "unimplemented",
             End::Idle => "idle",
+            End::VmExit { .. } => "vm-exit",
+            End::EntryFailed { .. } => "entry-failed",
+        }
+    }
+
+    /// The vCPU whose state explains it, where something went wrong or was asked for.
+    pub fn scene(&self) -> Option<usize> {
+        match self {
+            End::TripleFault { vcpu }
+            | End::VmxAbort { vcpu, .. }
+            | End::Unimplemented { vcpu, .. }
+            | End::VmExit { vcpu, .. }
+            | End::EntryFailed { vcpu } => Some(*vcpu),
+            _ => None,
         }
     }
 
@@ -102,6 +134,8 @@ impl End {
                 | End::Unimplemented { .. }
                 | End::Idle
                 | End::Timeout
+                | End::VmExit { .. }
+                | End::EntryFailed { .. }
         )
     }
 }
@@ -129,6 +163,16 @@ impl fmt::Display for End {
                 "the guest needs {what}, which is not implemented, at {rip:#x} on processor {vcpu}"
             ),
             End::Idle => f.write_str("all processors wait and nothing will wake one"),
+            End::VmExit {
+                vcpu,
+                reason,
+                number,
+            } => write!(
+                f,
+                "VM exit {number}, {}, on processor {vcpu}",
+                reason.ident()
+            ),
+            End::EntryFailed { vcpu } => write!(f, "a VM entry failed on processor {vcpu}"),
         }
     }
 }
@@ -152,6 +196,8 @@ pub struct Report {
     pub stops: u64,
     /// Hash of the final state.
     pub state_hash: String,
+    /// What there was of VMX.
+    pub exits: Option<Exits>,
 }
 
 impl Report {
@@ -178,6 +224,9 @@ impl Report {
         if let End::DebugExit(value) = self.end {
             report["debug_exit_value"] = value.into();
         }
+        if let Some(exits) = &self.exits {
+            report["vmx"] = exits.json();
+        }
         format!("{report:#}\n")
     }
 }
@@ -201,12 +250,16 @@ impl fmt::Display for Report {
             self.waiting.as_secs_f64()
         )?;
         writeln!(f, "stops         {}", grouped(self.stops))?;
-        write!(f, "state hash    {}", self.state_hash)
+        write!(f, "state hash    {}", self.state_hash)?;
+        match &self.exits {
+            Some(exits) => write!(f, "\n{}", exits.text(self.instructions).trim_end()),
+            None => Ok(()),
+        }
     }
 }
 
 /// Digits in groups of three.
-fn grouped(number: u64) -> String {
+pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (at, digit) in digits.char_indices() {
@@ -246,6 +299,7 @@ mod tests {
             waiting: Duration::ZERO,
             stops: 1,
             state_hash: "00ff".into(),
+            exits: None,
         };
         let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
         assert_eq!(json["ticks"], 5);

@@ -10,6 +10,7 @@ use hypernest_machine::{Config, DiskImage, Machine, Model, VmxChoice};
 
 use crate::args::{RunArgs, Vmx};
 use crate::files;
+use crate::trace::Names;
 
 /// Everything a machine is built from, read and checked.
 pub struct Setup {
@@ -25,7 +26,7 @@ pub struct Setup {
     block_length: Option<u32>,
     vmx: VmxChoice,
     /// What names addresses.
-    pub symbols: Option<Arc<Symbols>>,
+    pub names: Names,
 }
 
 impl Setup {
@@ -42,14 +43,11 @@ impl Setup {
         });
         let modules = modules.collect::<Result<_>>()?;
         let symbols = match &args.symbols {
-            Some(path) => {
-                let bytes = files::read("symbol file", path)?;
-                let shown = path.display();
-                Some(Symbols::parse(&bytes).with_context(|| format!("symbol file {shown}"))?)
-            }
+            Some(path) => Some(symbols(path)?),
             // An image may bring its own.
             None => Symbols::parse(&image).ok(),
         };
+        let symbols_l2 = args.symbols_l2.as_deref().map(self::symbols).transpose()?;
         Ok(Setup {
             image,
             name: files::name(&args.image),
@@ -62,7 +60,7 @@ impl Setup {
             model: args.cpu.clone(),
             block_length: args.block_length,
             vmx: vmx(args)?,
-            symbols: symbols.map(Arc::new),
+            names: Names::new(symbols.map(Arc::new), symbols_l2.map(Arc::new)),
         })
     }
 
@@ -80,7 +78,7 @@ impl Setup {
             model: None,
             block_length: None,
             vmx: VmxChoice::Max,
-            symbols: None,
+            names: Names::default(),
         }
     }
 
@@ -129,6 +127,12 @@ fn vmx(args: &RunArgs) -> Result<VmxChoice> {
         choice.profile(model).with_context(of_file)?;
     }
     Ok(choice)
+}
+
+/// The symbols in a file.
+fn symbols(path: &Path) -> Result<Symbols> {
+    let bytes = files::read("symbol file", path)?;
+    Symbols::parse(&bytes).with_context(|| format!("symbol file {}", path.display()))
 }
 
 /// A raw disk image that stays in its file.

@@ -49,6 +49,10 @@ fn files_that_cannot_be_read_are_named() {
         &["run", &good, "--symbols", &dir.file("text", b"text")],
         &["symbol", "ELF"],
     );
+    refused(
+        &["run", &good, "--symbols-l2", &missing],
+        &["symbol", &missing],
+    );
 }
 
 #[test]
@@ -119,6 +123,27 @@ fn absurd_sizes_and_unknown_names_say_what_is_possible() {
         &["run", &kernel, "--frobnicate"],
         &["--frobnicate", "--help"],
     );
+    let list = ["--break-on", "CPUID", "EPT_VIOLATION", "XRSTORS"];
+    refused(&["run", &kernel, "--break-on", "exit:LUNCH"], &list);
+    refused(
+        &["run", &kernel, "--break-on", "exit:0"],
+        &["--break-on", "from 1"],
+    );
+    refused(
+        &["run", &kernel, "--break-on", "breakfast"],
+        &["entry-fail, exit:REASON, exit:N, triple-fault"],
+    );
+    refused(
+        &["run", &kernel, "--walk", "L3:0x1000"],
+        &["--walk", "L1:ADDR or L2:ADDR"],
+    );
+    for address in ["0.0.0.0:1234", "192.0.2.1:1234", "[::]:1234"] {
+        refused(
+            &["run", &kernel, "--gdb", address],
+            &["--gdb", address, "loopback"],
+        );
+    }
+    refused(&["run", &kernel, "--gdb", "nowhere"], &["--gdb", "port"]);
     refused(&["run"], &["IMAGE"]);
     refused(&["walk"], &["walk"]);
 }
@@ -167,6 +192,14 @@ fn outputs_that_cannot_be_written_are_refused_before_anything_runs() {
     refused(
         &["run", &kernel, "--log-instructions", &nowhere],
         &["log", &nowhere],
+    );
+    refused(
+        &["run", &kernel, "--exits", &nowhere],
+        &["exits", &nowhere, "No such file"],
+    );
+    refused(
+        &["run", &kernel, "--trace", &dir.path("")],
+        &["trace", "directory"],
     );
     let serial = format!("file:{nowhere}");
     refused(

@@ -36,9 +36,11 @@ mod trap;
 mod v86;
 mod vcpu;
 mod vmx;
+mod watch;
 
 pub use bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 pub use exec::msr::msr_name;
+pub use hypernest_vmcs::ExitReason;
 pub use model::{Feature, Model};
 pub use processor::{MAX_CPUS, Processor, ProcessorConfig, ProcessorError, Stop, Traced, Tracer};
 pub use ram::{OutOfRam, PAGE_SIZE, Ram, RamError};
@@ -49,3 +51,8 @@ pub use state::{
 };
 pub use trap::Fault;
 pub use vmx::{VmxChoice, VmxProfile, VmxRefused, vmx_abort_cause};
+pub use watch::{
+    Answer, EntryFailure, EptViolation, Event, EventKinds, EventRequest, ExitRow, ExitStatistics,
+    ExitStops, FailedEntry, Handling, Happening, Injection, Level, VmEntry, VmExit, VmInstruction,
+    WhenFull,
+};

@@ -1,5 +1,6 @@
 //! All vCPUs of a machine and what makes them go: turns, time, events, the block loop.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -22,6 +23,7 @@ use crate::vcpu::{Seg, Vcpu};
 use crate::vmx::exit::{self, Exit};
 use crate::vmx::pml::Marks;
 use crate::vmx::{self, VmxProfile};
+use crate::watch::{Caught, Event, EventRequest, ExitStatistics, ExitStops, FailedEntry, Watch};
 use crate::{debug, interrupt};
 
 /// Ticks a vCPU runs before the next one gets its turn.
@@ -100,6 +102,23 @@ pub enum Stop {
     },
     /// Every vCPU waits and nothing will ever wake one.
     Idle,
+    /// A VM exit that [`Processor::set_exit_stops`] named; L1 is about to execute its first
+    /// instruction after it.
+    VmExit {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Basic exit reason.
+        reason: ExitReason,
+        /// Which exit of the machine's, from 1.
+        number: u64,
+    },
+    /// A VM entry failed, and [`Processor::set_exit_stops`] named that.
+    EntryFailed {
+        /// Which vCPU.
+        vcpu: usize,
+    },
+    /// There is no room for further events ([`WhenFull::Stop`](crate::WhenFull::Stop)).
+    EventsFull,
 }
 
 /// One instruction about to execute, for an [`Processor::set_tracer`] observer.
@@ -117,7 +136,7 @@ pub struct Traced<'a> {
 }
 
 /// What is called before each instruction while tracing.
-pub type Tracer = alloc::boxed::Box<dyn FnMut(&Traced) + Send>;
+pub type Tracer = Box<dyn FnMut(&Traced) + Send>;
 
 /// The software processor of a machine.
 pub struct Processor {
@@ -134,6 +153,8 @@ pub struct Processor {
     tracer: Option<Tracer>,
     /// Retired instructions, or those that faulted; idle time not included.
     instructions: u64,
+    /// With the vCPU whose turn it is, while it executes.
+    watch: Option<Box<Watch>>,
 }
 
 /// How the run of one vCPU ended, other than by using its budget.
@@ -160,6 +181,10 @@ impl Processor {
             passed: None,
             tracer: None,
             instructions: 0,
+            watch: Some(Box::new(Watch::new(
+                config.cpus as usize,
+                config.vmx.is_some(),
+            ))),
         })
     }
 
@@ -209,6 +234,48 @@ impl Processor {
     /// Calls `tracer` before each instruction; `None` ends it. Tracing changes no result, only speed.
     pub fn set_tracer(&mut self, tracer: Option<Tracer>) {
         self.tracer = tracer;
+    }
+
+    /// Asks for events of VMX, which [`Processor::take_events`] gives; what was kept of an earlier
+    /// request is dropped. Events change no result.
+    pub fn request_events(&mut self, request: &EventRequest) {
+        if let Some(watch) = &mut self.watch {
+            watch.request(request);
+        }
+    }
+
+    /// The events since this was last asked, oldest first.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        let watch = self.watch.as_mut();
+        watch.map_or_else(Vec::new, |watch| watch.take_events())
+    }
+
+    /// Events that found no room ([`WhenFull::Overwrite`](crate::WhenFull::Overwrite)).
+    pub fn lost_events(&self) -> u64 {
+        self.watch.as_ref().map_or(0, |watch| watch.lost_events())
+    }
+
+    /// Replaces the VM exits that stop [`Processor::run`].
+    pub fn set_exit_stops(&mut self, stops: &ExitStops) {
+        if let Some(watch) = &mut self.watch {
+            watch.set_stops(stops);
+        }
+    }
+
+    /// Instructions that a vCPU has started since the processor was made.
+    pub fn vcpu_instructions(&self, vcpu: usize) -> u64 {
+        let watch = self.watch.as_ref();
+        watch.map_or(0, |watch| watch.instructions(vcpu))
+    }
+
+    /// Counters of VM exits since the processor was made.
+    pub fn exit_statistics(&self) -> Option<&ExitStatistics> {
+        self.watch.as_ref().map(|watch| &watch.statistics)
+    }
+
+    /// The latest VM entries that failed, oldest first; at most eight.
+    pub fn failed_entries(&self) -> &[FailedEntry] {
+        self.watch.as_ref().map_or(&[], |watch| watch.failures())
     }
 
     /// Forgets all decoded code and cached translations, for a caller that changed RAM behind
@@ -280,8 +347,14 @@ impl Processor {
             };
             let others_run = self.vcpus.iter().enumerate().any(waiting);
             self.vcpus[runnable].others_run = others_run;
+            if let Some(watch) = &mut self.watch {
+                watch.begin(runnable, self.now);
+            }
+            self.vcpus[runnable].watch = self.watch.take();
             let pause = self.run_vcpu(ram, bus, &mut left);
+            self.watch = self.vcpus[runnable].watch.take();
             let used = budget - left;
+            let caught = self.watch.as_mut().and_then(|watch| watch.end(used));
             self.now += used;
             self.instructions += used;
             self.turn_left -= used;
@@ -292,6 +365,18 @@ impl Processor {
             }
             if let Some(Pause::Stop(stop)) = pause {
                 return stop;
+            }
+            if let Some(caught) = caught {
+                let vcpu = runnable;
+                return match caught {
+                    Caught::Exit { reason, number } => Stop::VmExit {
+                        vcpu,
+                        reason,
+                        number,
+                    },
+                    Caught::FailedEntry => Stop::EntryFailed { vcpu },
+                    Caught::Full => Stop::EventsFull,
+                };
             }
         }
     }
@@ -395,6 +480,9 @@ impl Processor {
                     Err(trap) => {
                         if let Err(trap) = take(x, trap) {
                             return Some(stop_at(trap, x.cpu.rip));
+                        }
+                        if x.cpu.watch.as_ref().is_some_and(|w| w.has_caught()) {
+                            return Some(Pause::Look);
                         }
                         continue;
                     }

@@ -4,6 +4,8 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use crate::watch::Level;
+
 /// A segment register with its hidden part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentState {
@@ -231,6 +233,17 @@ pub struct VmxState {
     pub virtual_interrupt: bool,
     /// The guest has executed PAUSE at level 0 under PAUSE-loop exiting.
     pub pause_loop: Option<PauseLoop>,
+}
+
+impl VcpuState {
+    /// Who executes.
+    pub fn level(&self) -> Level {
+        if self.vmx.non_root {
+            Level::L2
+        } else {
+            Level::L1
+        }
+    }
 }
 
 /// Everything a vCPU is, between two instructions. Nothing hidden is left out, so a machine

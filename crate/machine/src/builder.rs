@@ -324,6 +324,7 @@ impl<'a> MachineBuilder<'a> {
             engine,
             breakpoints: Vec::new(),
             armed: Vec::new(),
+            armed_exits: Default::default(),
             boot,
         })
     }

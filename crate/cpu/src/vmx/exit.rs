@@ -11,6 +11,7 @@ use crate::save::DR7_FIXED;
 use crate::state::{Activity, SegmentState};
 use crate::trap::{Exec, Trap};
 use crate::vcpu::{Seg, Vcpu, cr, reg, rights};
+use crate::watch;
 
 /// What is recorded of a VM exit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,7 +55,7 @@ impl Exit {
 /// Bit 31 of an exit reason: the VM entry failed.
 const ENTRY_FAILURE: u64 = 1 << 31;
 /// Valid bit of interruption-information fields.
-pub(super) const VALID: u32 = 1 << 31;
+pub(crate) const VALID: u32 = 1 << 31;
 /// The type in interruption-information fields, and that of hardware exceptions.
 const KIND: u32 = 7 << 8;
 const HARDWARE_EXCEPTION: u32 = 3 << 8;
@@ -82,6 +83,7 @@ pub(crate) fn perform(x: &mut Ctx) -> Exec {
     let mut exit = core::mem::take(&mut x.cpu.vmx.exit);
     note_nmi_unblocking(x.cpu, &mut exit);
     record(x, &exit);
+    watch::exited(x, &exit);
     save_guest(x, &exit);
     if store_msrs(x).is_none() {
         return Err(abort::abort(x, abort::STORING_MSRS));
@@ -91,7 +93,17 @@ pub(crate) fn perform(x: &mut Ctx) -> Exec {
 
 /// A VM entry that failed after the checks of controls and host state: reason and qualification
 /// are recorded, host state is loaded, the guest state of the VMCS stays.
-pub(super) fn entry_failed(x: &mut Ctx, reason: ExitReason, qualification: u64) -> Exec {
+pub(super) fn entry_failed(
+    x: &mut Ctx,
+    resume: bool,
+    reason: ExitReason,
+    qualification: u64,
+) -> Exec {
+    let answer = watch::Answer::Exit {
+        reason,
+        qualification,
+    };
+    watch::entry_failed(x, resume, answer);
     let vmcs = &mut x.cpu.vmx.vmcs;
     vmcs.set(Field::VM_EXIT_REASON, u64::from(reason.0) | ENTRY_FAILURE);
     vmcs.set(Field::EXIT_QUALIFICATION, qualification);

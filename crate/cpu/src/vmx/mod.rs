@@ -29,13 +29,41 @@ use hypernest_vmcs::{
     Caps, DumpError, Field, FieldSet, Layout, Vmcs, exit as exit_controls, pin, proc1, proc2,
 };
 
+use iced_x86::{Instruction, Mnemonic};
 use serde::{Deserialize, Serialize};
 
 pub use abort::vmx_abort_cause;
+pub use implemented::VmxRefused;
 
+use crate::mem::Ctx;
 use crate::model::Model;
 use crate::state::{PauseLoop, VmxState};
-pub use implemented::VmxRefused;
+use crate::trap::{Exec, UD};
+use crate::watch;
+
+/// Executes a VMX instruction.
+pub(crate) fn instruction(x: &mut Ctx, i: &Instruction) -> Exec {
+    use Mnemonic::*;
+    watch::instruction(x, i.ip());
+    let name = match i.mnemonic() {
+        Vmlaunch => return entry::vm_entry(x, false),
+        Vmresume => return entry::vm_entry(x, true),
+        Vmxon => operation::vmxon(x, i).map(|()| "VMXON"),
+        Vmxoff => operation::vmxoff(x).map(|()| "VMXOFF"),
+        Vmclear => operation::vmclear(x, i).map(|()| "VMCLEAR"),
+        Vmptrld => operation::vmptrld(x, i).map(|()| "VMPTRLD"),
+        Vmptrst => operation::vmptrst(x, i).map(|()| "VMPTRST"),
+        Vmread => operation::vmread(x, i).map(|()| "VMREAD"),
+        Vmwrite => operation::vmwrite(x, i).map(|()| "VMWRITE"),
+        Vmcall => operation::vmcall(x).map(|()| "VMCALL"),
+        Vmfunc => function::vmfunc(x, i.len() as u32).map(|()| "VMFUNC"),
+        Invept => operation::invalidate(x, i, true).map(|()| "INVEPT"),
+        Invvpid => operation::invalidate(x, i, false).map(|()| "INVVPID"),
+        _ => return Err(UD),
+    }?;
+    watch::instruction_done(x, name);
+    Ok(())
+}
 
 /// What a machine's VMX offers: capability MSRs, and the layout of a VMCS in guest memory.
 #[derive(Clone, Debug, PartialEq)]

@@ -9,6 +9,7 @@ use crate::mem::Ctx;
 use crate::paging::Access;
 use crate::trap::{Exec, GP0, UD};
 use crate::vcpu::cr;
+use crate::watch;
 
 /// VM-instruction error numbers (Vol. 3C, "VM Instruction Error Numbers").
 pub(super) mod error {
@@ -76,7 +77,9 @@ fn need_mode(x: &Ctx) -> Exec {
 /// The 64-bit memory operand that holds a physical address.
 fn pointer(x: &mut Ctx, i: &Instruction) -> Exec<u64> {
     let linear = x.memory(i, 8, Access::Read)?;
-    x.load::<8>(linear).map(u64::from_le_bytes)
+    let pointer = x.load::<8>(linear).map(u64::from_le_bytes)?;
+    watch::operand(x, pointer);
+    Ok(pointer)
 }
 
 /// A page-aligned physical address within the processor's width.
@@ -227,6 +230,7 @@ impl Reached {
 pub(crate) fn vmread(x: &mut Ctx, i: &Instruction) -> Exec {
     enter(x)?;
     let encoding = x.cpu.reg(i.op1_register());
+    watch::operand(x, encoding);
     let Some(vmcs) = Reached::now(x) else {
         fail_invalid(x);
         return Ok(());
@@ -243,6 +247,7 @@ pub(crate) fn vmread(x: &mut Ctx, i: &Instruction) -> Exec {
     if size == 4 {
         value &= 0xffff_ffff;
     }
+    watch::value(x, value);
     if i.op0_kind() == OpKind::Register {
         x.cpu.set_reg(i.op0_register(), value);
     } else {
@@ -271,6 +276,8 @@ pub(crate) fn vmwrite(x: &mut Ctx, i: &Instruction) -> Exec {
         value &= 0xffff_ffff;
     }
     let encoding = x.cpu.reg(i.op0_register());
+    watch::operand(x, encoding);
+    watch::value(x, value);
     let Some((field, high)) = field(x, encoding) else {
         fail(x, error::UNSUPPORTED_FIELD);
         return Ok(());
@@ -320,6 +327,7 @@ pub(crate) fn invalidate(x: &mut Ctx, i: &Instruction, ept: bool) -> Exec {
     } else {
         kind & 0xffff_ffff
     };
+    watch::operand(x, kind);
     let linear = x.memory(i, 16, Access::Read)?;
     let low = x.load::<8>(linear).map(u64::from_le_bytes)?;
     let high = x
