@@ -84,7 +84,7 @@ impl L1 {
     /// A hypervisor ready to start its guest; memory may still be changed.
     pub fn new(setup: &Setup) -> L1 {
         let model = <&Model>::default();
-        let profile = setup.choice.profile(model).unwrap();
+        let profile = setup.choice.profile(model).unwrap().unwrap();
         let config = ProcessorConfig {
             vmx: Some(profile.clone()),
             ..ProcessorConfig::default()

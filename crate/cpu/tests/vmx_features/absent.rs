@@ -14,7 +14,12 @@ const ZF: u64 = 1 << 6;
 fn no_control_may_be_set() {
     let exits = exit::LOAD_IA32_PERF_GLOBAL_CTRL | exit::SAVE_IA32_PERF_GLOBAL_CTRL;
     for choice in [VmxChoice::Max, VmxChoice::Kvm] {
-        let caps = choice.profile(Default::default()).unwrap().caps.clone();
+        let caps = choice
+            .profile(Default::default())
+            .unwrap()
+            .unwrap()
+            .caps
+            .clone();
         assert_eq!(caps.allowed1(Control::Exit) & u64::from(exits), 0);
         let entries = u64::from(entry::LOAD_IA32_PERF_GLOBAL_CTRL);
         assert_eq!(caps.allowed1(Control::Entry) & entries, 0);

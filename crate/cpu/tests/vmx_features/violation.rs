@@ -52,7 +52,7 @@ fn the_guests_own_rights_to_the_page_are_told() {
 #[test]
 fn capabilities_tell_which_it_is() {
     for (choice, offered) in [(VmxChoice::Max, 1), (VmxChoice::Kvm, 0)] {
-        let profile = choice.profile(Default::default()).unwrap();
+        let profile = choice.profile(Default::default()).unwrap().unwrap();
         assert_eq!(profile.caps.ept_vpid >> 22 & 1, offered);
     }
 }
