@@ -563,11 +563,20 @@ fn push_frame<const N: usize>(
     size: usize,
     frame: [Option<u64>; N],
 ) -> Exec {
+    let mut values = [0; N];
+    let mut count = 0;
+    for value in frame.into_iter().flatten() {
+        values[count] = value;
+        count += 1;
+    }
+    let values = &values[..count];
     x.at_privilege(cpl, |x| {
-        frame
-            .into_iter()
-            .flatten()
-            .try_for_each(|value| stack.push(x, size, value))
+        if size == 8 && stack.push_plain(x, values) {
+            return Ok(());
+        }
+        values
+            .iter()
+            .try_for_each(|value| stack.push(x, size, *value))
     })
 }
 
@@ -695,6 +704,37 @@ mod tests {
         // A trap gate leaves IF; SS stays where the level does.
         assert_eq!(f.cpu.flags.get(), bit::FIXED | bit::IF);
         assert_eq!(f.cpu.seg(Seg::Ss).selector, sel::DATA0);
+    }
+
+    #[test]
+    fn a_frame_is_the_same_whether_the_tlb_has_its_page_or_not() {
+        // In one page, across two; the second time the TLB has them.
+        for stack in [STACK0, STACK0 + 0x18] {
+            let mut f = Fixture::long();
+            f.poke(TSS + 4, stack);
+            f.gate(13, sel::CODE0, 0x7000, INT64, 0);
+            f.enter(3);
+            f.cpu.set_rflags(bit::FIXED | bit::IF);
+            let before = f.cpu.save();
+            let mut frames = [[0u64; 6]; 2];
+            for frame in &mut frames {
+                f.with(|x| raise(x, GP)).unwrap();
+                let top = f.cpu.gpr[reg::RSP];
+                assert_eq!(top, (stack & !0xf) - 48);
+                *frame = core::array::from_fn(|n| f.peek(top + 8 * n as u64));
+                f.poke(top + 24, frame[3] & !bit::RF);
+                f.cpu.gpr[reg::RSP] += 8;
+                f.execute(&[0x48, 0xcf]).unwrap(); // IRETQ
+                assert_eq!(f.cpu.save(), before);
+            }
+            assert_eq!(frames[0], frames[1]);
+            // A breakpoint on the frame is met all the same.
+            f.cpu.dr[0] = (stack & !0xf) - 0x18;
+            f.cpu.dr7 |= 1 | 0b1001 << 16; // eight bytes, writes
+            f.cpu.refresh();
+            f.with(|x| external(x, 13)).unwrap();
+            assert_eq!(f.cpu.pending_debug, 1);
+        }
     }
 
     #[test]

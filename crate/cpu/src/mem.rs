@@ -312,6 +312,11 @@ impl Ctx<'_> {
 
     // ---- the careful path ----
 
+    /// Whether a data access may trap or fault for what it touches: breakpoints, alignment.
+    pub fn watches_data(&self) -> bool {
+        self.cpu.careful && (self.cpu.dr7 & 0xff != 0 || self.cpu.cpl == 3)
+    }
+
     /// Alignment checks (Vol. 3A, "Alignment Requirements by Data Type") and data breakpoints, when
     /// any are armed.
     #[cold]

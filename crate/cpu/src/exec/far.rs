@@ -419,9 +419,14 @@ fn iret_inner(x: &mut Ctx, i: &Instruction) -> Exec {
     }
     let virtual_flags = v86::flags_are_virtual(x, size)?;
     let word = size as u64;
-    let rip = x.peek_stack(0, size)?;
-    let selector = x.peek_stack(word, size)? as u16;
-    let popped = x.peek_stack(2 * word, size)?;
+    let at_once: Option<[u64; 5]> = if size == 8 { x.peek_words() } else { None };
+    let pop = |x: &mut Ctx, n: usize| match at_once {
+        Some(words) => Ok(words[n]),
+        None => x.peek_stack(n as u64 * word, size),
+    };
+    let rip = pop(x, 0)?;
+    let selector = pop(x, 1)? as u16;
+    let popped = pop(x, 2)?;
     let flags = if virtual_flags {
         v86::taken_flags(x, popped)?
     } else {
@@ -451,8 +456,8 @@ fn iret_inner(x: &mut Ctx, i: &Instruction) -> Exec {
         x.enter_code(segment, rpl, rip);
         return Ok(());
     }
-    let rsp = x.peek_stack(3 * word, size)?;
-    let ss = x.peek_stack(4 * word, size)? as u16;
+    let rsp = pop(x, 3)?;
+    let ss = pop(x, 4)? as u16;
     let stack = outer_stack(x, ss, rpl, to_long)?;
     x.check_entry(target, rip, 0)?;
     let segment = x.accessed(selector, target)?;
