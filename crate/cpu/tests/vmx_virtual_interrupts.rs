@@ -136,12 +136,18 @@ fn the_end_of_an_interrupt_lets_the_next_one_in_or_exits() {
 fn an_interrupt_to_itself_needs_no_exit() {
     for (command, exits) in [
         (1u32 << 18 | 0x51, false),
+        // Neither level nor destination mode means anything here.
+        (1 << 18 | 1 << 14 | 1 << 11 | 0x51, false),
         (0x51, true),
         (1 << 18 | 0x0f, true),
         (1 << 18 | 1 << 15 | 0x51, true),
         (1 << 18 | 1 << 12 | 0x51, true),
         (1 << 18 | 1 << 8 | 0x51, true),
+        (1 << 18 | 1 << 13 | 0x51, true),
+        (1 << 18 | 1 << 16 | 0x51, true),
         (1 << 18 | 1 << 20 | 0x51, true),
+        (2 << 18 | 0x51, true),
+        (3 << 18 | 0x51, true),
     ] {
         let l1 = start(DELIVERY, &[(Field::GUEST_RFLAGS, RFLAGS_IF)], &|a| {
             a.mov(dword_ptr(ACCESS + ICR), command as i32)?;

@@ -304,10 +304,15 @@ fn emulate(x: &mut Ctx, offset: u16) -> Exec {
     }
 }
 
-/// A fixed, edge-triggered interrupt to itself, nothing reserved set, with a vector above 15.
+/// Bits of an interrupt command that are zero for a fixed, edge-triggered interrupt: reserved ones,
+/// trigger mode, delivery status, delivery mode.
+const COMMAND_ZERO: u32 = 0xfff3_b700;
+const COMMAND_SHORTHAND: u32 = 3 << 18;
+const SHORTHAND_SELF: u32 = 1 << 18;
+
+/// A plain interrupt to itself, with a vector above 15.
 fn is_self_ipi(command: u32) -> bool {
-    const SHORTHAND_SELF: u32 = 1 << 18;
-    command & !0xff == SHORTHAND_SELF && command as u8 >= 16
+    command & (COMMAND_ZERO | COMMAND_SHORTHAND) == SHORTHAND_SELF && command as u8 >= 16
 }
 
 fn write_exit(x: &mut Ctx, offset: u16) -> crate::trap::Trap {
