@@ -283,6 +283,17 @@ mod tests {
     }
 
     #[test]
+    fn a_vmx_abort_is_a_crash_and_says_why() {
+        let (vcpu, indicator) = (1, 4);
+        let end = End::VmxAbort { vcpu, indicator };
+        assert_eq!((end.status(), end.word()), (4, "vmx-abort"));
+        assert!(end.is_noteworthy());
+        let text =
+            "VMX abort 4 on processor 1: the MSR-load list of the VM exit could not be loaded";
+        assert_eq!(end.to_string(), text);
+    }
+
+    #[test]
     fn numbers_are_grouped_by_three() {
         assert_eq!(grouped(1), "1");
         assert_eq!(grouped(461_000_123), "461 000 123");

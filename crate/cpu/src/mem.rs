@@ -281,7 +281,7 @@ impl Ctx<'_> {
             } else {
                 self.bus.mmio_read(self.ram, self.now, at, width as u8)
             };
-            let from = (at - physical) as usize;
+            let from = at.wrapping_sub(physical) as usize;
             into[from..from + width].copy_from_slice(&value.to_le_bytes()[..width]);
         }
         self.cpu.touched_outside();
@@ -296,7 +296,7 @@ impl Ctx<'_> {
             return;
         }
         for (at, width) in pieces(physical, from.len()) {
-            let start = (at - physical) as usize;
+            let start = at.wrapping_sub(physical) as usize;
             let mut bytes = [0; 8];
             bytes[..width].copy_from_slice(&from[start..start + width]);
             let value = u64::from_le_bytes(bytes);
@@ -390,9 +390,9 @@ impl Vcpu {
 
 /// Splits a device access into naturally sized pieces of at most 8 bytes.
 fn pieces(mut at: u64, len: usize) -> impl Iterator<Item = (u64, usize)> {
-    let end = at + len as u64;
+    let end = at.wrapping_add(len as u64);
     core::iter::from_fn(move || {
-        let left = (end - at) as usize;
+        let left = end.wrapping_sub(at) as usize;
         if left == 0 {
             return None;
         }
@@ -403,7 +403,7 @@ fn pieces(mut at: u64, len: usize) -> impl Iterator<Item = (u64, usize)> {
             _ => 1,
         };
         let piece = (at, width);
-        at += width as u64;
+        at = at.wrapping_add(width as u64);
         Some(piece)
     })
 }

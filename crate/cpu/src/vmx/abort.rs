@@ -28,7 +28,10 @@ pub(super) const INDICATOR: usize = 4;
 /// only a reset wakes it. The VMCS itself stays as it is.
 pub(super) fn abort(x: &mut Ctx, indicator: u32) -> Trap {
     if let Some(region) = x.cpu.vmx.current {
-        x.store_physical(region + INDICATOR as u64, &indicator.to_le_bytes());
+        x.store_physical(
+            region.wrapping_add(INDICATOR as u64),
+            &indicator.to_le_bytes(),
+        );
     }
     x.cpu.vmx.non_root = false;
     x.cpu.vmx.preemption_deadline = None;

@@ -38,14 +38,16 @@ fn switch_eptp(x: &mut Ctx) -> bool {
     }
     let list = x.cpu.vmx.vmcs.get(Field::EPTP_LIST_ADDRESS);
     let mut entry = [0; 8];
-    x.load_physical(list + 8 * u64::from(index), &mut entry);
+    x.load_physical(list.wrapping_add(8 * u64::from(index)), &mut entry);
     let eptp = u64::from_le_bytes(entry);
     if !ept::pointer_is_valid(x.cpu, eptp) {
         return false;
     }
     x.cpu.vmx.vmcs.set(Field::EPT_POINTER, eptp);
     x.cpu.vmx.controls.eptp = Some(eptp);
-    if x.cpu.vmx.controls.proc2(proc2::EPT_VIOLATION_VE) {
+    // Whether or not the guest has virtualization exceptions, where the processor does.
+    let caps = x.cpu.vmx.caps();
+    if caps.is_some_and(|caps| caps.allows_proc2(proc2::EPT_VIOLATION_VE)) {
         x.cpu.vmx.vmcs.set(Field::EPTP_INDEX, u64::from(index));
     }
     // What was cached under either pointer stays; that of the other is of no use now.

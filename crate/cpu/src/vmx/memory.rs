@@ -69,7 +69,7 @@ pub(super) fn clear(x: &mut Ctx, address: u64) {
     if revision(x, address) & !SHADOW == profile.layout.revision()
         && let Some(launch) = profile.layout.launch_state()
     {
-        let at = address + u64::from(launch.offset);
+        let at = address.wrapping_add(u64::from(launch.offset));
         let clear = launch.clear.to_le_bytes();
         x.store_physical(at, &clear[..usize::from(launch.width)]);
     }

@@ -47,7 +47,7 @@ impl Marks {
     /// A dirty flag of EPT was set for `guest_physical`.
     pub fn dirtied(&mut self, ram: &mut Ram, guest_physical: u64) {
         if let Some(log) = &mut self.log {
-            let at = log.address + 8 * u64::from(log.index);
+            let at = log.address.wrapping_add(8 * u64::from(log.index));
             // Deviation: a log that is not in RAM keeps nothing; no device sees it.
             let _ = ram.write(at, &(guest_physical & !0xfff).to_le_bytes());
             log.index = log.index.wrapping_sub(1);

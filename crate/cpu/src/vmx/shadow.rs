@@ -30,7 +30,10 @@ pub(super) fn region(x: &Ctx) -> Option<u64> {
 /// Address and width in bytes of a field in the VMCS region at `region`.
 fn place(layout: &Layout, region: u64, field: Field) -> Option<(u64, usize)> {
     let slot: &Slot = layout.slots().iter().find(|slot| slot.field == field)?;
-    Some((region + u64::from(slot.offset), usize::from(slot.width)))
+    Some((
+        region.wrapping_add(u64::from(slot.offset)),
+        usize::from(slot.width),
+    ))
 }
 
 /// A field of the VMCS at `region`.

@@ -21,7 +21,7 @@ pub(crate) fn convert(x: &mut Ctx, exit: &Exit) -> Option<Trap> {
     let area = vmx.vmcs.get(Field::VE_INFORMATION_ADDRESS);
     let index = vmx.vmcs.get(Field::EPTP_INDEX) as u16;
     let mut state = [0; 4];
-    x.load_physical(area + 4, &mut state);
+    x.load_physical(area.wrapping_add(4), &mut state);
     if state != [0; 4] {
         return None;
     }
@@ -30,10 +30,16 @@ pub(crate) fn convert(x: &mut Ctx, exit: &Exit) -> Option<Trap> {
         qualification |= u64::from(NMI_UNBLOCKED);
     }
     x.store_physical(area, &u32::from(exit.reason).to_le_bytes());
-    x.store_physical(area + 4, &BUSY.to_le_bytes());
-    x.store_physical(area + 8, &qualification.to_le_bytes());
-    x.store_physical(area + 16, &exit.linear.unwrap_or(0).to_le_bytes());
-    x.store_physical(area + 24, &exit.guest_physical.unwrap_or(0).to_le_bytes());
-    x.store_physical(area + 32, &index.to_le_bytes());
+    x.store_physical(area.wrapping_add(4), &BUSY.to_le_bytes());
+    x.store_physical(area.wrapping_add(8), &qualification.to_le_bytes());
+    x.store_physical(
+        area.wrapping_add(16),
+        &exit.linear.unwrap_or(0).to_le_bytes(),
+    );
+    x.store_physical(
+        area.wrapping_add(24),
+        &exit.guest_physical.unwrap_or(0).to_le_bytes(),
+    );
+    x.store_physical(area.wrapping_add(32), &index.to_le_bytes());
     Some(Trap::Fault(Fault::Virtualization))
 }

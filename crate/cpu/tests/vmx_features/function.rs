@@ -1,11 +1,12 @@
 //! VM functions (Vol. 3C, "VM Functions"): EPTP switching.
 
+use hypernest_cpu::VmxChoice;
 use hypernest_vmcs::{ExitReason, Field, proc2, vmfunc};
 use iced_x86::code_asm::{eax, ecx, qword_ptr, rbx, rdi, rdx, rsi};
 
 use super::{USER, setup, vector};
 use crate::support::DATA;
-use crate::support::hypervisor::{EPT, EPT2, Emit, L1, PAGES, RWX, ept_entry, eptp};
+use crate::support::hypervisor::{EPT, EPT2, Emit, L1, PAGES, RWX, Setup, ept_entry, eptp};
 
 const LIST: u64 = PAGES;
 const CONTROLS: u32 = proc2::ENABLE_EPT | proc2::ENABLE_VM_FUNCTIONS;
@@ -57,17 +58,19 @@ fn a_guest_switches_its_memory_without_leaving() {
 
 #[test]
 fn the_vmcs_has_the_pointer_in_use_and_its_index() {
-    for (ve, index) in [(0, 0), (proc2::EPT_VIOLATION_VE, 1)] {
-        let more: &[_] = if ve == 0 {
-            &[]
-        } else {
-            &[(Field::VE_INFORMATION_ADDRESS, PAGES + 0x1000)]
-        };
-        let mut l1 = new(CONTROLS | ve, more, &|a| {
+    // Whose guests have no #VE have no index either.
+    for (choice, index) in [(VmxChoice::Max, 1), (VmxChoice::Kvm, 0)] {
+        let guest: Emit = &|a| {
             switch(a, 1)?;
             a.vmcall()
+        };
+        let mut l1 = L1::new(&Setup {
+            choice,
+            ..setup(CONTROLS, &FIELDS, guest)
         });
+        l1.put(LIST + 8, eptp(EPT2));
         l1.run();
+        assert_eq!(l1.reason(), ExitReason::VMCALL);
         assert_eq!(l1.field(Field::EPT_POINTER), eptp(EPT2));
         assert_eq!(l1.field(Field::EPTP_INDEX), index);
     }

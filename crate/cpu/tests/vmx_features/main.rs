@@ -3,6 +3,7 @@
 mod abort;
 mod absent;
 mod function;
+mod hostile;
 mod log;
 mod shadow;
 #[path = "../support/mod.rs"]

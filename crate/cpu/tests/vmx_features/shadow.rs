@@ -5,7 +5,8 @@ use hypernest_vmcs::{ExitReason, Field, proc2};
 use iced_x86::code_asm::{qword_ptr, r8, r9, rax, rbx, rcx, rdx};
 
 use super::{USER, exception, setup};
-use crate::support::hypervisor::{Emit, L1, OTHER_VMCS, PAGES, POINTERS, Setup, VMCS};
+use crate::support::HANDLERS;
+use crate::support::hypervisor::{Emit, L1, OTHER_VMCS, PAGES, POINTERS, Setup, VMCS, VMXON};
 
 const READS: u64 = PAGES;
 const WRITES: u64 = PAGES + 0x1000;
@@ -171,6 +172,17 @@ fn a_shadow_vmcs_can_be_current_but_not_entered() {
     assert_eq!(l1.reason(), ExitReason::VMCALL);
     assert_eq!(l1.word(SEEN) & (ZF | CF), 0);
     assert_eq!(l1.word(SEEN + 8) & (ZF | CF), CF);
+}
+
+#[test]
+fn a_vmxon_region_is_no_shadow_vmcs() {
+    let mut l1 = L1::new(&setup(0, &[], GUEST));
+    let revision = l1.word(VMXON);
+    l1.put(VMXON, revision | SHADOW);
+    l1.run();
+    // VMXON has failed, so that VMCLEAR does not exist.
+    assert!(l1.state().vmx.region.is_none());
+    assert_eq!((l1.state().rip - HANDLERS) / 16, 6);
 }
 
 #[test]

@@ -108,6 +108,14 @@ fn of_entries_that_lead_on_the_bit_counts_where_they_are_not_present() {
 }
 
 #[test]
+fn a_misconfiguration_is_always_an_exit() {
+    // Writable, not readable.
+    let l1 = with_entry(DATA | 2, LOAD);
+    assert_eq!(l1.reason(), ExitReason::EPT_MISCONFIGURATION);
+    assert_eq!(area(&l1), [0; 4]);
+}
+
+#[test]
 fn the_guests_own_tables_raise_it_too() {
     let mut l1 = new(&[], &|a| {
         a.vmcall()?;
