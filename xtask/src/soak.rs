@@ -22,6 +22,10 @@ const PARTS: &[Part] = &[
         run: oracle,
     },
     Part {
+        name: "wild",
+        run: wild,
+    },
+    Part {
         name: "boots",
         run: integration::boots,
     },
@@ -85,6 +89,19 @@ fn oracle() -> Result<Outcome> {
         "cargo run --release -p hypernest-oracle --example soak -- {ORACLE_CASES} --threads {threads}"
     );
     run_within(Duration::from_secs(12 * 3600), &mut line(&words))?;
+    Ok(Outcome::Passed)
+}
+
+/// Wild guests, and wild hypervisors.
+const WILD_GUESTS: u64 = 300_000;
+
+fn wild() -> Result<Outcome> {
+    for kind in ["", "nest"] {
+        let words = format!(
+            "cargo run --release -p hypernest-oracle --example wild -- {kind} {WILD_GUESTS}"
+        );
+        run_within(Duration::from_secs(3 * 3600), &mut line(&words))?;
+    }
     Ok(Outcome::Passed)
 }
 
