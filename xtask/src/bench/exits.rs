@@ -10,7 +10,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::LIMIT;
-use super::measure::{Mark, run_until, watch};
+use super::measure::{Mark, median, run_until, watch};
+use crate::build;
 use crate::guests::Kernel;
 use crate::integration::LinuxRun;
 use crate::kut::config;
@@ -71,21 +72,7 @@ const BOCHS_VMX: f64 = 3.5;
 pub fn measure(cli: &Path, kernel: &Kernel) -> Result<()> {
     println!("\n== VM exits through KVM of Linux {}", kernel.series);
     for kind in KINDS {
-        let words = format!(
-            "mitigations=off anchor.n={} anchor.mem={COLD_MIB} anchor.tests={}",
-            kind.count, kind.letter
-        );
-        let run = LinuxRun {
-            memory: "1G",
-            options: vec!["--vmx".into(), "max".into()],
-            ..LinuxRun::new(kernel, &words)
-        };
-        let texts = [
-            format!("L2 BEGIN {}", kind.test),
-            format!("L2 {} ok=1 n={} ", kind.test, kind.count),
-        ];
-        let marks = marks(&mut run.command(cli), &texts)?;
-        let (cpu, wall) = seconds(&marks);
+        let (cpu, wall) = exits_of(kind, cli, kernel)?;
         let rate = kind.count as f64 / cpu;
         println!(
             "{}: {:.0} k/s ({:.0} k/s on the wall); {:.1} times Bochs' {:.0} k/s",
@@ -106,6 +93,48 @@ pub fn measure(cli: &Path, kernel: &Kernel) -> Result<()> {
         cpu / BOCHS_INSIDE
     );
     unit_tests(cli)
+}
+
+/// Seconds of processors and on the wall for all exits of a kind.
+fn exits_of(kind: &Kind, cli: &Path, kernel: &Kernel) -> Result<(f64, f64)> {
+    let words = format!(
+        "mitigations=off anchor.n={} anchor.mem={COLD_MIB} anchor.tests={}",
+        kind.count, kind.letter
+    );
+    let run = LinuxRun {
+        memory: "1G",
+        options: vec!["--vmx".into(), "max".into()],
+        ..LinuxRun::new(kernel, &words)
+    };
+    let texts = [
+        format!("L2 BEGIN {}", kind.test),
+        format!("L2 {} ok=1 n={} ", kind.test, kind.count),
+    ];
+    Ok(seconds(&marks(&mut run.command(cli), &texts)?))
+}
+
+/// What events and counters of VMX cost while nobody asks for events: this build and one in which their calls are
+/// compiled out, in turns.
+pub fn events(cli: &Path, kernel: &Kernel, pairs: usize) -> Result<()> {
+    let kind = &KINDS[0];
+    println!(
+        "\n== VMX events, not asked for, against a build without them: {}, {pairs} pairs of runs",
+        kind.about
+    );
+    let without = build::cli_without_events()?;
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for _ in 0..pairs {
+        ours.push(exits_of(kind, cli, kernel)?.0);
+        bare.push(exits_of(kind, &without, kernel)?.0);
+    }
+    let ratios = ours.iter().zip(&bare).map(|(a, b)| a / b);
+    println!(
+        "with {:.2} CPU-s, without {:.2} CPU-s; with takes {:.3} of the time",
+        median(ours.iter().copied()),
+        median(bare.iter().copied()),
+        median(ratios)
+    );
+    Ok(())
 }
 
 fn marks(command: &mut std::process::Command, texts: &[String; 2]) -> Result<[Mark; 2]> {

@@ -21,7 +21,7 @@ use measure::{Run, median, run_until};
 const BOCHS_TO_QEMU: f64 = 2.2;
 const LIMIT: Duration = Duration::from_secs(300);
 
-const PARTS: &[&str] = &["boot", "loop", "start", "exits", "page"];
+const PARTS: &[&str] = &["boot", "loop", "start", "exits", "events", "page"];
 
 pub fn main(args: &[&str]) -> Result<bool> {
     let mut pairs = 5;
@@ -55,6 +55,7 @@ pub fn main(args: &[&str]) -> Result<bool> {
             "loop" => hot_loop(&cli, pairs)?,
             "start" => start(&cli)?,
             "exits" => exits::measure(&cli, kernel)?,
+            "events" => exits::events(&cli, kernel, pairs)?,
             _ => page::measure(native_rate)?,
         }
     }
