@@ -57,6 +57,7 @@ enum show {
 	LINEAR = 32,
 	RIP = 64, /* from where the guest began */
 	TIMER = 128,
+	RANDOM = 256, /* what is defined about RDRAND and RDSEED */
 };
 
 struct controls {
@@ -96,7 +97,7 @@ extern const unsigned control_count, host_count, guest_count, exit_count;
 void say(const char *text);
 void say_number(u64 n);
 void say_hex(u64 n);
-void begin(const char *id, const char *what);
+int begin(const char *id, const char *what);
 void outcome_of_instruction(u64 flags);
 void absent(const char *what, int bit);
 
@@ -107,6 +108,7 @@ extern volatile u64 fault_vector, fault_error;
 extern volatile u32 interrupts;
 int attempt(void (*code)(void));
 void unexpected(u64 rip);
+void conformance(const u32 *information);
 void in_user_mode(void (*code)(void));
 void in_compatibility_mode(void);
 u64 enter(u64 how);

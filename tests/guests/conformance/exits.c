@@ -63,7 +63,6 @@ CODE(in_word, "mov $0x1234, %edx; in %dx, %ax");
 CODE(out_long, "mov $0x1234, %edx; out %eax, %dx");
 CODE(outs, "mov $0x1234, %edx; mov $0x3000000, %esi; outsb");
 CODE(rep_ins, "mov $0x1234, %edx; mov $0x3000000, %edi; mov $3, %ecx; rep insw");
-CODE(rep_ins_none, "mov $0x1234, %edx; mov $0x3000000, %edi; xor %ecx, %ecx; rep insw");
 CODE(read_msr, "mov $0x277, %ecx; rdmsr");
 CODE(write_msr, "mov $0x174, %ecx; mov $8, %eax; xor %edx, %edx; wrmsr");
 CODE(read_high_msr, "mov $0xc0000080, %ecx; rdmsr");
@@ -169,11 +168,12 @@ static void end_of_interrupt(void)
 	*(volatile u32 *)0xfee000b0 = 0;
 }
 
-#define NO_IDT {GUEST_IDTR_LIMIT, 0}
 #define BITMAP(vector) {EXCEPTION_BITMAP, 1u << vector}
 #define IF {GUEST_RFLAGS, 0x202}
 
 const struct check exit_checks[] = {
+	{"P002", "VMLAUNCH in a guest", .guest = vmlaunch_code},
+	{"P002", "VMRESUME in a guest", .guest = vmresume_code},
 	{"0", "#UD", .guest = ud2, .set = {BITMAP(6)}, .show = EVENT | RIP},
 	{"0", "#GP with an error code", .guest = bad_segment, .set = {BITMAP(13)}, .show = EVENT | RIP},
 	{"0", "#PF of a read", .guest = read_absent, .set = {BITMAP(14)}, .show = EVENT | RIP},
@@ -228,8 +228,7 @@ const struct check exit_checks[] = {
 	{"30", "IN of a word", .guest = in_word, .on.proc1 = IOX, .show = LENGTH},
 	{"30", "OUT of a doubleword", .guest = out_long, .on.proc1 = IOX, .show = LENGTH},
 	{"30", "OUTS", .guest = outs, .on.proc1 = IOX, .show = LENGTH | INFO | LINEAR},
-	{"30", "REP INS", .guest = rep_ins, .on.proc1 = IOX, .show = LENGTH | INFO | LINEAR},
-	{"30", "REP INS of nothing", .guest = rep_ins_none, .on.proc1 = IOX},
+	{"30", "REP INS", .guest = rep_ins, .on.proc1 = IOX, .show = LENGTH | LINEAR},
 	{"30", "IN, by the bitmap", .guest = in_immediate, .on.proc1 = IOBITMAPS, .more = one_port},
 	{"30", "IN, not in the bitmap", .guest = in_immediate, .on.proc1 = IOBITMAPS},
 	{"31", "RDMSR", .guest = read_msr, .show = LENGTH},
@@ -274,11 +273,11 @@ const struct check exit_checks[] = {
 	{"54", "WBINVD", .guest = wbinvd, .on.proc2 = WBINVDX, .show = LENGTH},
 	{"55", "XSETBV", .guest = xsetbv, .show = LENGTH},
 	{"56", "APIC write", .guest = write_apic, .on = {.proc1 = TPRSHADOW, .proc2 = APICACCESS | APICREGS}},
-	{"57", "RDRAND", .guest = rdrand, .on.proc2 = RDRANDX, .show = LENGTH | INFO},
+	{"57", "RDRAND", .guest = rdrand, .on.proc2 = RDRANDX, .show = LENGTH | RANDOM},
 	{"58", "INVPCID", .guest = invpcid, .on = {.proc1 = INVLPGX, .proc2 = INVPCID}, .show = LENGTH | INFO},
 	{"59", "VMFUNC", .guest = vmfunc, .on.proc2 = VMFUNC, .show = LENGTH},
-	{"61", "RDSEED", .guest = rdseed, .on.proc2 = RDSEEDX, .show = LENGTH | INFO},
-	{"62", "full page-modification log", .guest = write_hole, .on.proc2 = EPT | PML, .more = full_log, .show = PHYSICAL},
+	{"61", "RDSEED", .guest = rdseed, .on.proc2 = RDSEEDX, .show = LENGTH | RANDOM},
+	{"62", "full page-modification log", .guest = write_hole, .on.proc2 = EPT | PML, .more = full_log},
 	/* Last: a processor that does not obey starts again. */
 	{"3", "INIT", .guest = init_to_self},
 };

@@ -13,6 +13,7 @@
 	.global _start
 _start:
 	cli
+	mov %ebx, %ebp				# the loader's information
 	mov $stack_top, %esp
 	mov $tables, %edi			# one to one, 4 GiB, for user code too
 	lea 0x1007(%edi), %eax
@@ -79,6 +80,7 @@ long_mode:
 	cmp $256, %ecx
 	jb 3b
 	lidt idt_pointer
+	mov %ebp, %edi
 	call conformance
 4:	hlt
 	jmp 4b
