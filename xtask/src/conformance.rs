@@ -50,7 +50,6 @@ const NOT_OFFERED: &[&str] = &[
 
 /// Rows that a guest can make fail, which this guest does not.
 const ROWS_LEFT: &[(&str, &str)] = &[
-    ("H030", "needs a hypervisor outside IA-32e mode"),
     ("M007", "ends the machine in a VMX abort"),
     ("M008", "ends the machine in a VMX abort"),
     ("M009", "ends the machine in a VMX abort"),

@@ -57,6 +57,7 @@ enum show {
 	LINEAR = 32,
 	RIP = 64, /* from where the guest began */
 	TIMER = 128,
+	ACTIVITY = 512,
 	RANDOM = 256, /* what is defined about RDRAND and RDSEED */
 };
 
@@ -111,11 +112,12 @@ void unexpected(u64 rip);
 void conformance(const u32 *information);
 void in_user_mode(void (*code)(void));
 void in_compatibility_mode(void);
+u64 outside_long_mode(void);
 u64 enter(u64 how);
 void prepare(enum mode mode, const struct controls *on, const struct controls *off);
 extern u32 revision, physical_bits;
 extern u8 vmxon_page[4096], vmcs_page[4096], other_page[4096], msr_list[16 * 600], bitmap[3 * 4096], page[4096];
-extern u64 ept[5][512];
+extern u64 ept[5][512], pae_pointers[512];
 extern const char vmcall_code[];
 
 void operation_before(void);

@@ -13,6 +13,8 @@ CODE(nops, "nop; nop; nop");
 CODE(nmi_to_self, "mov $0xfee00300, %eax; movl $0, 0x10(%rax); movl $0x4400, (%rax); nop; nop");
 CODE(interrupt_to_self, "mov $0xfee00300, %eax; movl $0x44040, (%rax); nop; nop");
 CODE(init_to_self, "mov $0xfee00300, %eax; movl $0, 0x10(%rax); movl $0x4500, (%rax); nop; nop");
+CODE(int_n, "int $0x30");
+CODE(handled, "hlt; nop");
 CODE(spin, "1: jmp 1b");
 
 /* ---- instructions ---- */
@@ -157,6 +159,15 @@ static void high_priority(void)
 	*(u32 *)(page + 0x80) = 0x40;
 }
 
+/* A handler of #UD behind the first instruction of `handled`. */
+static void handler(void)
+{
+	u64 at = (u64)handled + 1, *gate = (u64 *)SPARE + 2 * 6;
+	gate[0] = (at & 0xffff) | 8 << 16 | 0x8eull << 40 | (at & 0xffff0000) << 32;
+	gate[1] = at >> 32;
+	vmwrite(GUEST_IDTR_BASE, SPARE);
+}
+
 /* What arrived and was not acknowledged is still waiting. */
 static void take_interrupt(void)
 {
@@ -170,6 +181,8 @@ static void end_of_interrupt(void)
 
 #define BITMAP(vector) {EXCEPTION_BITMAP, 1u << vector}
 #define IF {GUEST_RFLAGS, 0x202}
+#define INJECT(value) {VM_ENTRY_INTR_INFO_FIELD, value}
+#define IDT_LIMIT {GUEST_IDTR_LIMIT, 0xfff}
 
 const struct check exit_checks[] = {
 	{"P002", "VMLAUNCH in a guest", .guest = vmlaunch_code},
@@ -184,6 +197,9 @@ const struct check exit_checks[] = {
 	{"0", "INT1", .guest = int1, .set = {BITMAP(1)}, .show = EVENT | LENGTH | RIP},
 	{"0", "single step", .guest = nops, .set = {BITMAP(1), {GUEST_RFLAGS, 0x102}}, .show = EVENT | RIP},
 	{"0", "#DF", .guest = ud2, .set = {BITMAP(8)}, .show = EVENT},
+	{"0", "#PF in the delivery of an injected #UD", .guest = nops, .set = {BITMAP(14), INJECT(0x80000306), {GUEST_IDTR_BASE, 1ull << 32}, IDT_LIMIT}, .show = EVENT | VECTORING | RIP},
+	{"0", "#GP in the delivery of INT n", .guest = int_n, .set = {BITMAP(13)}, .show = EVENT | VECTORING | LENGTH | RIP},
+	{"0", "#GP in the delivery of an injected interrupt", .guest = nops, .set = {BITMAP(13), INJECT(0x80000020), IF}, .show = EVENT | VECTORING | RIP},
 	{"0", "NMI", .guest = nmi_to_self, .on.pin = P_NMI, .show = EVENT},
 	{"1", "external interrupt, not acknowledged", .guest = interrupt_to_self, .on.pin = P_EXTINT, .off.exit = X_ACK, .show = EVENT, .after = take_interrupt},
 	{"1", "external interrupt, acknowledged", .guest = interrupt_to_self, .on = {.pin = P_EXTINT, .exit = X_ACK}, .show = EVENT, .after = end_of_interrupt},
@@ -202,6 +218,7 @@ const struct check exit_checks[] = {
 	{"16", "RDTSC", .guest = rdtsc, .on.proc1 = RDTSCX, .show = LENGTH},
 	{"16", "RDTSC, not asked for", .guest = rdtsc},
 	{"18", "VMCALL", .guest = vmcall, .show = LENGTH},
+	{"18", "an injected #UD reaches its handler, though it is in the bitmap", .guest = handled, .on.proc1 = HLTX, .set = {BITMAP(6), INJECT(0x80000306), IDT_LIMIT}, .more = handler, .show = RIP},
 	{"19", "VMCLEAR", .guest = vmclear_code, .show = LENGTH | INFO},
 	{"20", "VMLAUNCH", .guest = vmlaunch_code, .show = LENGTH},
 	{"21", "VMPTRLD", .guest = vmptrld_code, .show = LENGTH | INFO},
@@ -260,6 +277,11 @@ const struct check exit_checks[] = {
 	{"48", "write to a good page", .guest = write_hole, .on.proc2 = EPT, .more = good_page},
 	{"48", "page walk through no page", .guest = vmcall, .on.proc2 = EPT, .more = root_in_hole, .show = PHYSICAL},
 	{"48", "page walk through no page, with accessed and dirty flags", .guest = vmcall, .on.proc2 = EPT, .more = root_in_hole_flags, .show = PHYSICAL},
+	{"48", "delivery of an injected #UD through no page", .guest = nops, .on.proc2 = EPT, .set = {INJECT(0x80000306), {GUEST_IDTR_BASE, HOLE}, IDT_LIMIT}, .show = PHYSICAL | VECTORING | RIP},
+	{"48", "delivery of an injected interrupt through no page", .guest = nops, .on.proc2 = EPT, .set = {INJECT(0x80000020), IF, {GUEST_IDTR_BASE, HOLE}, IDT_LIMIT}, .show = PHYSICAL | VECTORING | RIP},
+	{"48", "delivery of an injected NMI through no page", .guest = nops, .on.proc2 = EPT, .set = {INJECT(0x80000202), {GUEST_IDTR_BASE, HOLE}, IDT_LIMIT}, .show = PHYSICAL | VECTORING | RIP},
+	{"48", "delivery of INT n through no page", .guest = int_n, .on.proc2 = EPT, .set = {{GUEST_IDTR_BASE, HOLE}, IDT_LIMIT}, .show = PHYSICAL | VECTORING | LENGTH | RIP},
+	{"48", "delivery of INT3 through no page", .guest = int3, .on.proc2 = EPT, .set = {{GUEST_IDTR_BASE, HOLE}, IDT_LIMIT}, .show = PHYSICAL | VECTORING | LENGTH | RIP},
 	{"49", "a page that can only be written", .guest = read_hole, .on.proc2 = EPT, .more = write_only, .show = PHYSICAL},
 	{"49", "a page of memory type 2", .guest = read_hole, .on.proc2 = EPT, .more = bad_type, .show = PHYSICAL},
 	{"49", "a page beyond the physical width", .guest = read_hole, .on.proc2 = EPT, .more = beyond, .show = PHYSICAL},
@@ -269,6 +291,8 @@ const struct check exit_checks[] = {
 	{"52", "preemption timer", .guest = spin, .on.pin = P_TIMER, .set = {{VMX_PREEMPTION_TIMER_VALUE, 10}}, .show = RIP},
 	{"52", "preemption timer of 0", .guest = nops, .on.pin = P_TIMER, .show = RIP},
 	{"52", "preemption timer, saved", .guest = spin, .on = {.pin = P_TIMER, .exit = X_SAVETIMER}, .set = {{VMX_PREEMPTION_TIMER_VALUE, 10}}, .show = TIMER},
+	{"52", "preemption timer in HLT", .guest = nops, .on.pin = P_TIMER, .set = {{VMX_PREEMPTION_TIMER_VALUE, 10}, {GUEST_ACTIVITY_STATE, 1}}, .show = RIP | ACTIVITY},
+	{"52", "preemption timer in shutdown", .guest = nops, .on.pin = P_TIMER, .set = {{VMX_PREEMPTION_TIMER_VALUE, 10}, {GUEST_ACTIVITY_STATE, 2}}, .show = RIP | ACTIVITY},
 	{"53", "INVVPID", .guest = invvpid_code, .on.proc2 = VPID, .show = LENGTH | INFO},
 	{"54", "WBINVD", .guest = wbinvd, .on.proc2 = WBINVDX, .show = LENGTH},
 	{"55", "XSETBV", .guest = xsetbv, .show = LENGTH},

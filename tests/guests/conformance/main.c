@@ -9,7 +9,8 @@ u8 PAGE vmxon_page[4096], vmcs_page[4096], other_page[4096], bitmap[3 * 4096], p
 u8 PAGE msr_list[16 * 600];
 /* One to one but for HOLE: four levels, the first GiB in pages of 2 MiB. */
 u64 PAGE ept[5][512];
-static u64 PAGE pae_directory[512], pae_pointers[512];
+u64 PAGE pae_pointers[512];
+static u64 PAGE pae_directory[512];
 
 CODE(vmcall_code, "");
 
@@ -153,6 +154,8 @@ static void outcome(u64 flags, const struct check *check)
 		part("linear", vmread(GUEST_LINEAR_ADDRESS));
 	if (check->show & RIP)
 		part("rip", vmread(GUEST_RIP) - (u64)(check->guest ? check->guest : vmcall_code));
+	if (check->show & ACTIVITY)
+		part("activity", vmread(GUEST_ACTIVITY_STATE));
 	if (check->show & TIMER)
 		part("timer", vmread(VMX_PREEMPTION_TIMER_VALUE));
 	/* Bit 31 is for the three reasons that are failures of the entry. */

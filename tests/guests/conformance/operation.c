@@ -117,6 +117,15 @@ void operation(void)
 	enter(0);
 	outcome_of_instruction(enter(0));
 
+	/* The VMCS lies in memory from VMCLEAR on, with its error number too. */
+	prepare(LONG64, &none, &none);
+	vmclear((u64)vmcs_page);
+	__asm__ volatile("vmxoff" ::: "cc");
+	u64 flags = outside_long_mode();
+	vmxon((u64)vmxon_page);
+	vmptrld((u64)vmcs_page);
+	OUTCOME("H030", "a 64-bit host from outside IA-32e mode", flags);
+
 	*(u32 *)other_page = revision | 1u << 31;
 	begin("P005", "VMLAUNCH of a shadow VMCS");
 	if (secondary & SHADOWING) {
