@@ -8,6 +8,18 @@ use hypernest_machine::Walk;
 use crate::dump;
 use crate::trace::{Last, Names, instruction_text};
 
+/// What a VMX-abort indicator says; nothing where there was no VMX abort (Vol. 3C, "VMX Aborts").
+pub fn vmx_abort(indicator: u32) -> Option<&'static str> {
+    match indicator {
+        0 => None,
+        1 => Some("a guest MSR could not be saved"),
+        2 => Some("the host's page-directory-pointer-table entries are not valid"),
+        4 => Some("a host MSR could not be loaded"),
+        6 => Some("the guest was in IA-32e mode, the host's address-space size is 32 bits"),
+        _ => Some("for a reason that is in no table"),
+    }
+}
+
 /// State of the vCPU that went wrong, gathered while the machine was there.
 pub struct Scene {
     /// Which vCPU.

@@ -144,6 +144,9 @@ fn finish(setup: &Setup, machine: Machine, outcome: Outcome, mut looks: Looks) -
     if let End::TripleFault { vcpu } | End::Unimplemented { vcpu, .. } = outcome.end {
         let names = Names::new(setup.symbols.clone());
         let state = machine.read_vcpu(vcpu)?;
+        if let Some(why) = postmortem::vmx_abort(state.vmx.abort) {
+            eprintln!("hypernest: VMX abort {}: {why}", state.vmx.abort);
+        }
         let walk = machine.walk(vcpu, dump::code_address(&state))?;
         let scene = Scene { vcpu, state, walk };
         eprint!("{}", scene.text(&names));

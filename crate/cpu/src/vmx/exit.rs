@@ -2,6 +2,7 @@
 
 use hypernest_vmcs::{ExitReason, Field, entry, exit as controls, pin, proc1, proc2};
 
+use super::abort;
 use crate::exec::msr;
 use crate::flags::bit;
 use crate::mem::Ctx;
@@ -63,7 +64,7 @@ pub(crate) fn perform(x: &mut Ctx) -> Exec {
     record(x, &exit);
     save_guest(x, &exit);
     if store_msrs(x).is_none() {
-        return Err(Trap::Unimplemented("VMX abort while storing MSRs"));
+        return Err(abort::abort(x, abort::STORE));
     }
     load_host(x)
 }
@@ -290,6 +291,9 @@ fn load_host(x: &mut Ctx) -> Exec {
     let was_long = x.cpu.vmx.vmcs.get(Field::VM_EXIT_CONTROLS) as u32;
     let long = was_long & controls::HOST_ADDRESS_SPACE_SIZE != 0;
     let exit_controls = was_long;
+    if x.cpu.msrs.efer & cr::EFER_LMA != 0 && !long {
+        return Err(abort::abort(x, abort::IA_32E));
+    }
     let cpu = &mut *x.cpu;
     let vmcs = &cpu.vmx.vmcs;
     let word = |field| vmcs.get(field);
@@ -386,11 +390,11 @@ fn load_host(x: &mut Ctx) -> Exec {
     if pae {
         match crate::paging::load_pdptes(x.cpu, x.ram, x.cpu.cr3) {
             Ok(pdptes) => x.cpu.pdpte = pdptes,
-            Err(_) => return Err(Trap::Unimplemented("VMX abort: page-directory pointers")),
+            Err(_) => return Err(abort::abort(x, abort::PDPTES)),
         }
     }
     if load_msrs(x, list, count).is_err() {
-        return Err(Trap::Unimplemented("VMX abort while loading MSRs"));
+        return Err(abort::abort(x, abort::LOAD));
     }
     x.cpu.refresh();
     Ok(())

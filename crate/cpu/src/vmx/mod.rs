@@ -3,6 +3,7 @@
 //! The current VMCS is held as values by field; bytes in guest memory are read by VMPTRLD and
 //! written when it stops being current. Its controls are taken apart once per VM entry.
 
+mod abort;
 mod checks;
 pub(crate) mod entry;
 pub(crate) mod ept;
