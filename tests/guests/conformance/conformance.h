@@ -91,8 +91,8 @@ struct check {
 void run_checks(const struct check *checks, unsigned count);
 #define RUN(checks) run_checks(checks, COUNT(checks))
 
-extern const struct check control_checks[], host_checks[], guest_checks[], exit_checks[];
-extern const unsigned control_count, host_count, guest_count, exit_count;
+extern const struct check control_checks[], host_checks[], guest_checks[], exit_checks[], abort_checks[];
+extern const unsigned control_count, host_count, guest_count, exit_count, abort_count;
 
 /* Printing. */
 void say(const char *text);

@@ -50,11 +50,11 @@ void say_hex(u64 n)
 	digits(n);
 }
 
-/* What of the command line follows a `skip=`: an id that the machine does not survive. */
-static int is_skipped(const char *id)
+/* Whether the command line has a word made of two parts. */
+static int asked(const char *first, const char *id)
 {
 	for (const char *at = command_line; *at; at++) {
-		const char *word = "skip=", *rest = at;
+		const char *word = first, *rest = at;
 		while (*word && *rest == *word)
 			word++, rest++;
 		if (*word)
@@ -75,7 +75,8 @@ int begin(const char *id, const char *what)
 	put(' ');
 	say(what);
 	say(": ");
-	if (!is_skipped(id))
+	/* What the machine does not survive can be left out. */
+	if (!asked("skip=", id))
 		return 1;
 	say("skipped\n");
 	return 0;
@@ -455,6 +456,9 @@ void conformance(const u32 *information)
 		power_off();
 		return;
 	}
+	for (unsigned n = 0; n < abort_count; n++)
+		if (asked("abort=", abort_checks[n].id))
+			run_checks(abort_checks + n, 1);
 	operation();
 	run_checks(control_checks, control_count);
 	run_checks(host_checks, host_count);
