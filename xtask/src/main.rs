@@ -1,7 +1,9 @@
 //! Project chores, run as `cargo xtask CHORE`. See README.md.
 
 mod bench;
+mod bochs;
 mod build;
+mod conformance;
 mod cpio;
 mod demo;
 mod guests;

@@ -57,6 +57,8 @@ enum show {
 	LINEAR = 32,
 	RIP = 64, /* from where the guest began */
 	TIMER = 128,
+	ACTIVITY = 512,
+	RANDOM = 256, /* what is defined about RDRAND and RDSEED */
 };
 
 struct controls {
@@ -89,14 +91,14 @@ struct check {
 void run_checks(const struct check *checks, unsigned count);
 #define RUN(checks) run_checks(checks, COUNT(checks))
 
-extern const struct check control_checks[], host_checks[], guest_checks[], exit_checks[];
-extern const unsigned control_count, host_count, guest_count, exit_count;
+extern const struct check control_checks[], host_checks[], guest_checks[], exit_checks[], abort_checks[];
+extern const unsigned control_count, host_count, guest_count, exit_count, abort_count;
 
 /* Printing. */
 void say(const char *text);
 void say_number(u64 n);
 void say_hex(u64 n);
-void begin(const char *id, const char *what);
+int begin(const char *id, const char *what);
 void outcome_of_instruction(u64 flags);
 void absent(const char *what, int bit);
 
@@ -107,13 +109,15 @@ extern volatile u64 fault_vector, fault_error;
 extern volatile u32 interrupts;
 int attempt(void (*code)(void));
 void unexpected(u64 rip);
+void conformance(const u32 *information);
 void in_user_mode(void (*code)(void));
 void in_compatibility_mode(void);
+u64 outside_long_mode(void);
 u64 enter(u64 how);
 void prepare(enum mode mode, const struct controls *on, const struct controls *off);
 extern u32 revision, physical_bits;
 extern u8 vmxon_page[4096], vmcs_page[4096], other_page[4096], msr_list[16 * 600], bitmap[3 * 4096], page[4096];
-extern u64 ept[5][512];
+extern u64 ept[5][512], pae_pointers[512];
 extern const char vmcall_code[];
 
 void operation_before(void);

@@ -13,6 +13,8 @@ CODE(nops, "nop; nop; nop");
 CODE(nmi_to_self, "mov $0xfee00300, %eax; movl $0, 0x10(%rax); movl $0x4400, (%rax); nop; nop");
 CODE(interrupt_to_self, "mov $0xfee00300, %eax; movl $0x44040, (%rax); nop; nop");
 CODE(init_to_self, "mov $0xfee00300, %eax; movl $0, 0x10(%rax); movl $0x4500, (%rax); nop; nop");
+CODE(int_n, "int $0x30");
+CODE(handled, "hlt; nop");
 CODE(spin, "1: jmp 1b");
 
 /* ---- instructions ---- */
@@ -63,7 +65,6 @@ CODE(in_word, "mov $0x1234, %edx; in %dx, %ax");
 CODE(out_long, "mov $0x1234, %edx; out %eax, %dx");
 CODE(outs, "mov $0x1234, %edx; mov $0x3000000, %esi; outsb");
 CODE(rep_ins, "mov $0x1234, %edx; mov $0x3000000, %edi; mov $3, %ecx; rep insw");
-CODE(rep_ins_none, "mov $0x1234, %edx; mov $0x3000000, %edi; xor %ecx, %ecx; rep insw");
 CODE(read_msr, "mov $0x277, %ecx; rdmsr");
 CODE(write_msr, "mov $0x174, %ecx; mov $8, %eax; xor %edx, %edx; wrmsr");
 CODE(read_high_msr, "mov $0xc0000080, %ecx; rdmsr");
@@ -158,6 +159,15 @@ static void high_priority(void)
 	*(u32 *)(page + 0x80) = 0x40;
 }
 
+/* A handler of #UD behind the first instruction of `handled`. */
+static void handler(void)
+{
+	u64 at = (u64)handled + 1, *gate = (u64 *)SPARE + 2 * 6;
+	gate[0] = (at & 0xffff) | 8 << 16 | 0x8eull << 40 | (at & 0xffff0000) << 32;
+	gate[1] = at >> 32;
+	vmwrite(GUEST_IDTR_BASE, SPARE);
+}
+
 /* What arrived and was not acknowledged is still waiting. */
 static void take_interrupt(void)
 {
@@ -169,11 +179,14 @@ static void end_of_interrupt(void)
 	*(volatile u32 *)0xfee000b0 = 0;
 }
 
-#define NO_IDT {GUEST_IDTR_LIMIT, 0}
 #define BITMAP(vector) {EXCEPTION_BITMAP, 1u << vector}
 #define IF {GUEST_RFLAGS, 0x202}
+#define INJECT(value) {VM_ENTRY_INTR_INFO_FIELD, value}
+#define IDT_LIMIT {GUEST_IDTR_LIMIT, 0xfff}
 
 const struct check exit_checks[] = {
+	{"P002", "VMLAUNCH in a guest", .guest = vmlaunch_code},
+	{"P002", "VMRESUME in a guest", .guest = vmresume_code},
 	{"0", "#UD", .guest = ud2, .set = {BITMAP(6)}, .show = EVENT | RIP},
 	{"0", "#GP with an error code", .guest = bad_segment, .set = {BITMAP(13)}, .show = EVENT | RIP},
 	{"0", "#PF of a read", .guest = read_absent, .set = {BITMAP(14)}, .show = EVENT | RIP},
@@ -184,6 +197,9 @@ const struct check exit_checks[] = {
 	{"0", "INT1", .guest = int1, .set = {BITMAP(1)}, .show = EVENT | LENGTH | RIP},
 	{"0", "single step", .guest = nops, .set = {BITMAP(1), {GUEST_RFLAGS, 0x102}}, .show = EVENT | RIP},
 	{"0", "#DF", .guest = ud2, .set = {BITMAP(8)}, .show = EVENT},
+	{"0", "#PF in the delivery of an injected #UD", .guest = nops, .set = {BITMAP(14), INJECT(0x80000306), {GUEST_IDTR_BASE, 1ull << 32}, IDT_LIMIT}, .show = EVENT | VECTORING | RIP},
+	{"0", "#GP in the delivery of INT n", .guest = int_n, .set = {BITMAP(13)}, .show = EVENT | VECTORING | LENGTH | RIP},
+	{"0", "#GP in the delivery of an injected interrupt", .guest = nops, .set = {BITMAP(13), INJECT(0x80000020), IF}, .show = EVENT | VECTORING | RIP},
 	{"0", "NMI", .guest = nmi_to_self, .on.pin = P_NMI, .show = EVENT},
 	{"1", "external interrupt, not acknowledged", .guest = interrupt_to_self, .on.pin = P_EXTINT, .off.exit = X_ACK, .show = EVENT, .after = take_interrupt},
 	{"1", "external interrupt, acknowledged", .guest = interrupt_to_self, .on = {.pin = P_EXTINT, .exit = X_ACK}, .show = EVENT, .after = end_of_interrupt},
@@ -202,6 +218,7 @@ const struct check exit_checks[] = {
 	{"16", "RDTSC", .guest = rdtsc, .on.proc1 = RDTSCX, .show = LENGTH},
 	{"16", "RDTSC, not asked for", .guest = rdtsc},
 	{"18", "VMCALL", .guest = vmcall, .show = LENGTH},
+	{"18", "an injected #UD reaches its handler, though it is in the bitmap", .guest = handled, .on.proc1 = HLTX, .set = {BITMAP(6), INJECT(0x80000306), IDT_LIMIT}, .more = handler, .show = RIP},
 	{"19", "VMCLEAR", .guest = vmclear_code, .show = LENGTH | INFO},
 	{"20", "VMLAUNCH", .guest = vmlaunch_code, .show = LENGTH},
 	{"21", "VMPTRLD", .guest = vmptrld_code, .show = LENGTH | INFO},
@@ -228,8 +245,7 @@ const struct check exit_checks[] = {
 	{"30", "IN of a word", .guest = in_word, .on.proc1 = IOX, .show = LENGTH},
 	{"30", "OUT of a doubleword", .guest = out_long, .on.proc1 = IOX, .show = LENGTH},
 	{"30", "OUTS", .guest = outs, .on.proc1 = IOX, .show = LENGTH | INFO | LINEAR},
-	{"30", "REP INS", .guest = rep_ins, .on.proc1 = IOX, .show = LENGTH | INFO | LINEAR},
-	{"30", "REP INS of nothing", .guest = rep_ins_none, .on.proc1 = IOX},
+	{"30", "REP INS", .guest = rep_ins, .on.proc1 = IOX, .show = LENGTH | LINEAR},
 	{"30", "IN, by the bitmap", .guest = in_immediate, .on.proc1 = IOBITMAPS, .more = one_port},
 	{"30", "IN, not in the bitmap", .guest = in_immediate, .on.proc1 = IOBITMAPS},
 	{"31", "RDMSR", .guest = read_msr, .show = LENGTH},
@@ -261,6 +277,11 @@ const struct check exit_checks[] = {
 	{"48", "write to a good page", .guest = write_hole, .on.proc2 = EPT, .more = good_page},
 	{"48", "page walk through no page", .guest = vmcall, .on.proc2 = EPT, .more = root_in_hole, .show = PHYSICAL},
 	{"48", "page walk through no page, with accessed and dirty flags", .guest = vmcall, .on.proc2 = EPT, .more = root_in_hole_flags, .show = PHYSICAL},
+	{"48", "delivery of an injected #UD through no page", .guest = nops, .on.proc2 = EPT, .set = {INJECT(0x80000306), {GUEST_IDTR_BASE, HOLE}, IDT_LIMIT}, .show = PHYSICAL | VECTORING | RIP},
+	{"48", "delivery of an injected interrupt through no page", .guest = nops, .on.proc2 = EPT, .set = {INJECT(0x80000020), IF, {GUEST_IDTR_BASE, HOLE}, IDT_LIMIT}, .show = PHYSICAL | VECTORING | RIP},
+	{"48", "delivery of an injected NMI through no page", .guest = nops, .on.proc2 = EPT, .set = {INJECT(0x80000202), {GUEST_IDTR_BASE, HOLE}, IDT_LIMIT}, .show = PHYSICAL | VECTORING | RIP},
+	{"48", "delivery of INT n through no page", .guest = int_n, .on.proc2 = EPT, .set = {{GUEST_IDTR_BASE, HOLE}, IDT_LIMIT}, .show = PHYSICAL | VECTORING | LENGTH | RIP},
+	{"48", "delivery of INT3 through no page", .guest = int3, .on.proc2 = EPT, .set = {{GUEST_IDTR_BASE, HOLE}, IDT_LIMIT}, .show = PHYSICAL | VECTORING | LENGTH | RIP},
 	{"49", "a page that can only be written", .guest = read_hole, .on.proc2 = EPT, .more = write_only, .show = PHYSICAL},
 	{"49", "a page of memory type 2", .guest = read_hole, .on.proc2 = EPT, .more = bad_type, .show = PHYSICAL},
 	{"49", "a page beyond the physical width", .guest = read_hole, .on.proc2 = EPT, .more = beyond, .show = PHYSICAL},
@@ -270,15 +291,17 @@ const struct check exit_checks[] = {
 	{"52", "preemption timer", .guest = spin, .on.pin = P_TIMER, .set = {{VMX_PREEMPTION_TIMER_VALUE, 10}}, .show = RIP},
 	{"52", "preemption timer of 0", .guest = nops, .on.pin = P_TIMER, .show = RIP},
 	{"52", "preemption timer, saved", .guest = spin, .on = {.pin = P_TIMER, .exit = X_SAVETIMER}, .set = {{VMX_PREEMPTION_TIMER_VALUE, 10}}, .show = TIMER},
+	{"52", "preemption timer in HLT", .guest = nops, .on.pin = P_TIMER, .set = {{VMX_PREEMPTION_TIMER_VALUE, 10}, {GUEST_ACTIVITY_STATE, 1}}, .show = RIP | ACTIVITY},
+	{"52", "preemption timer in shutdown", .guest = nops, .on.pin = P_TIMER, .set = {{VMX_PREEMPTION_TIMER_VALUE, 10}, {GUEST_ACTIVITY_STATE, 2}}, .show = RIP | ACTIVITY},
 	{"53", "INVVPID", .guest = invvpid_code, .on.proc2 = VPID, .show = LENGTH | INFO},
 	{"54", "WBINVD", .guest = wbinvd, .on.proc2 = WBINVDX, .show = LENGTH},
 	{"55", "XSETBV", .guest = xsetbv, .show = LENGTH},
 	{"56", "APIC write", .guest = write_apic, .on = {.proc1 = TPRSHADOW, .proc2 = APICACCESS | APICREGS}},
-	{"57", "RDRAND", .guest = rdrand, .on.proc2 = RDRANDX, .show = LENGTH | INFO},
+	{"57", "RDRAND", .guest = rdrand, .on.proc2 = RDRANDX, .show = LENGTH | RANDOM},
 	{"58", "INVPCID", .guest = invpcid, .on = {.proc1 = INVLPGX, .proc2 = INVPCID}, .show = LENGTH | INFO},
 	{"59", "VMFUNC", .guest = vmfunc, .on.proc2 = VMFUNC, .show = LENGTH},
-	{"61", "RDSEED", .guest = rdseed, .on.proc2 = RDSEEDX, .show = LENGTH | INFO},
-	{"62", "full page-modification log", .guest = write_hole, .on.proc2 = EPT | PML, .more = full_log, .show = PHYSICAL},
+	{"61", "RDSEED", .guest = rdseed, .on.proc2 = RDSEEDX, .show = LENGTH | RANDOM},
+	{"62", "full page-modification log", .guest = write_hole, .on.proc2 = EPT | PML, .more = full_log},
 	/* Last: a processor that does not obey starts again. */
 	{"3", "INIT", .guest = init_to_self},
 };

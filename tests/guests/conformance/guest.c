@@ -109,6 +109,19 @@ static void load_too_many(void)
 		entry(n, 0x174, 8);
 }
 
+/* The list for VM exits, which no processor gets through. */
+static void store_x2apic(void)
+{
+	*(u64 *)msr_list = 0x808;
+	vmwrite(VM_EXIT_MSR_STORE_COUNT, 1);
+}
+
+static void exit_load_x2apic(void)
+{
+	*(u64 *)msr_list = 0x808;
+	vmwrite(VM_EXIT_MSR_LOAD_COUNT, 1);
+}
+
 /* ---- tables ---- */
 
 #define INJECT(value) {VM_ENTRY_INTR_INFO_FIELD, value}
@@ -284,3 +297,10 @@ const struct check guest_checks[] = {
 	{"M006", "513 entries", .more = load_too_many},
 };
 const unsigned guest_count = COUNT(guest_checks);
+
+/* Only on request: each ends the machine. */
+const struct check abort_checks[] = {
+	{"M007", "an exit stores an x2APIC register", .more = store_x2apic},
+	{"M008", "an exit loads an x2APIC register", .more = exit_load_x2apic},
+};
+const unsigned abort_count = COUNT(abort_checks);

@@ -117,6 +117,15 @@ void operation(void)
 	enter(0);
 	outcome_of_instruction(enter(0));
 
+	/* The VMCS lies in memory from VMCLEAR on, with its error number too. */
+	prepare(LONG64, &none, &none);
+	vmclear((u64)vmcs_page);
+	__asm__ volatile("vmxoff" ::: "cc");
+	u64 flags = outside_long_mode();
+	vmxon((u64)vmxon_page);
+	vmptrld((u64)vmcs_page);
+	OUTCOME("H030", "a 64-bit host from outside IA-32e mode", flags);
+
 	*(u32 *)other_page = revision | 1u << 31;
 	begin("P005", "VMLAUNCH of a shadow VMCS");
 	if (secondary & SHADOWING) {
@@ -127,8 +136,8 @@ void operation(void)
 		absent("proc2", 14);
 	prepare(LONG64, &none, &none);
 
-	begin("E01", "VMCALL in VMX root operation");
-	outcome_of_instruction(FLAGS("vmcall", "r"(0)));
+	if (begin("E01", "VMCALL in VMX root operation"))
+		outcome_of_instruction(FLAGS("vmcall", "r"(0)));
 	OUTCOME("E02", "VMCLEAR of an address that is not page aligned", vmclear((u64)other_page + 1));
 	OUTCOME("E02", "VMCLEAR beyond the physical width", vmclear(1ull << physical_bits));
 	OUTCOME("E03", "VMCLEAR of the VMXON region", vmclear((u64)vmxon_page));
@@ -138,8 +147,11 @@ void operation(void)
 	*(u32 *)other_page = revision ^ 1;
 	OUTCOME("E11", "VMPTRLD of a region with another revision", vmptrld((u64)other_page));
 	*(u32 *)other_page = revision | 1u << 31;
-	if (!(secondary & SHADOWING))
-		OUTCOME("E11", "VMPTRLD of a shadow VMCS without VMCS shadowing", vmptrld((u64)other_page));
+	begin("E11", "VMPTRLD of a shadow VMCS without VMCS shadowing");
+	if (secondary & SHADOWING)
+		absent("a processor without proc2", 14);
+	else
+		outcome_of_instruction(vmptrld((u64)other_page));
 	OUTCOME("E12", "VMREAD of a field that there is not", vmread_flags(0x1ffe));
 	OUTCOME("E12", "VMREAD of a wrong encoding", vmread_flags(GUEST_RIP | 0x8000));
 	OUTCOME("E12", "VMWRITE of a field that there is not", vmwrite(0x1ffe, 0));

@@ -13,6 +13,7 @@
 	.global _start
 _start:
 	cli
+	mov %ebx, %ebp				# the loader's information
 	mov $stack_top, %esp
 	mov $tables, %edi			# one to one, 4 GiB, for user code too
 	lea 0x1007(%edi), %eax
@@ -79,6 +80,7 @@ long_mode:
 	cmp $256, %ecx
 	jb 3b
 	lidt idt_pointer
+	mov %ebp, %edi
 	call conformance
 4:	hlt
 	jmp 4b
@@ -166,6 +168,59 @@ in_compatibility_mode:
 	.code64
 6:	ret
 
+# u64 outside_long_mode(void): from VMXON to VMLAUNCH of vmcs_page in 32-bit mode with PAE paging. CF and ZF of the
+# launch. Neither before nor after it is there VMX operation.
+	.global outside_long_mode
+outside_long_mode:
+	push %rbx
+	pushq $0x18
+	pushq $1f
+	lretq
+	.code32
+1:	call paging_off
+	rdmsr
+	and $~0x100, %eax
+	wrmsr
+	mov $pae_pointers, %eax
+	call paging_on
+	vmxon vmxon_pointer
+	vmptrld vmcs_pointer
+	vmlaunch
+	pushf
+	pop %ebx
+	and $0x41, %ebx
+	vmclear vmcs_pointer
+	vmxoff
+	call paging_off
+	rdmsr
+	or $0x100, %eax
+	wrmsr
+	mov $tables, %eax
+	call paging_on
+	ljmp $8, $2f
+	.code64
+2:	mov %ebx, %eax
+	pop %rbx
+	ret
+
+	.code32
+# Leaves ECX at EFER.
+paging_off:
+	mov %cr0, %eax
+	and $0x7fffffff, %eax
+	mov %eax, %cr0
+	mov $0xc0000080, %ecx
+	ret
+
+# On the tables at EAX.
+paging_on:
+	mov %eax, %cr3
+	mov %cr0, %eax
+	or $0x80000000, %eax
+	mov %eax, %cr0
+	ret
+	.code64
+
 # ---- VM entry ----
 
 # u64 enter(u64 how): 0 to launch, 1 to resume, 2 to launch behind MOV SS. What is returned: CF and ZF when the
@@ -210,8 +265,12 @@ gdt:
 	.quad 0x00cff3000000ffff		# 20: data for user code
 	.quad 0x00affb000000ffff		# 28: 64-bit user code
 	.quad 0x0000890000000067, 0		# 30: TSS
+vmxon_pointer:
+	.quad vmxon_page
+vmcs_pointer:
+	.quad vmcs_page
 gdt_pointer:
-	.word . - gdt - 1
+	.word 0x3f
 	.quad gdt
 idt_pointer:
 	.word 0xfff

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Outcome, Suite};
 use crate::run::{command, find, line, root, run, run_within};
-use crate::{build, guests, integration, kut, nested, setup};
+use crate::{build, conformance, guests, integration, kut, nested, setup};
 
 /// Every suite.
 pub const SUITES: &[Suite] = &[
@@ -88,6 +88,11 @@ pub const SUITES: &[Suite] = &[
         name: "nested",
         about: "stock kernels run guests with KVM",
         run: nested::quick,
+    },
+    Suite {
+        name: "conformance",
+        about: "the rules of VM entry and the VM exits, one by one",
+        run: conformance::suite,
     },
     Suite {
         name: "determinism",

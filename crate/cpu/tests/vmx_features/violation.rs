@@ -38,7 +38,7 @@ fn the_guests_own_rights_to_the_page_are_told() {
     ];
     for (rights, told) in cases {
         for choice in [VmxChoice::Max, VmxChoice::Kvm] {
-            let mut l1 = new(choice);
+            let mut l1 = new(choice.clone());
             l1.put(ENTRY, DATA | rights);
             l1.put(ept_entry(EPT, DATA), 0);
             l1.run();
