@@ -31,6 +31,7 @@ const NOT_OFFERED: &[&str] = &[
     "proc2.4",
     "proc2.8",
     "proc2.9",
+    "proc2.10",
     "proc2.13",
     "proc2.14",
     "proc2.17",

@@ -58,6 +58,7 @@ enum show {
 	RIP = 64, /* from where the guest began */
 	TIMER = 128,
 	ACTIVITY = 512,
+	RAX = 1024, /* of the guest */
 	RANDOM = 256, /* what is defined about RDRAND and RDSEED */
 };
 
@@ -106,6 +107,7 @@ void absent(const char *what, int bit);
 extern const char exited[], gdt[];
 extern u8 idt[], tss[];
 extern volatile u64 fault_vector, fault_error;
+extern volatile u64 guest_rax;
 extern volatile u32 interrupts;
 int attempt(void (*code)(void));
 void unexpected(u64 rip);

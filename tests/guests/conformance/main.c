@@ -155,6 +155,8 @@ static void outcome(u64 flags, const struct check *check)
 		part("linear", vmread(GUEST_LINEAR_ADDRESS));
 	if (check->show & RIP)
 		part("rip", vmread(GUEST_RIP) - (u64)(check->guest ? check->guest : vmcall_code));
+	if (check->show & RAX)
+		part("rax", guest_rax);
 	if (check->show & ACTIVITY)
 		part("activity", vmread(GUEST_ACTIVITY_STATE));
 	if (check->show & TIMER)

@@ -251,6 +251,7 @@ enter:
 	jmp restore
 	.global exited
 exited:
+	mov %rax, guest_rax
 	mov $0x80, %eax
 	jmp restore
 
@@ -292,7 +293,9 @@ stack_top:
 tss_stack_top:
 	.skip 0x1000
 user_stack_top:
-	.global fault_vector, fault_error, interrupts
+	.global fault_vector, fault_error, interrupts, guest_rax
+guest_rax:
+	.skip 8
 fault_vector:
 	.skip 8
 fault_error:
