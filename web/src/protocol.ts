@@ -51,7 +51,7 @@ export type Reply =
 
 /** Why the machine does not run. */
 export interface StopReason {
-  /** Stable word: `power-off`, `reset`, `triple-fault`, `unimplemented`, `exit`, `failed`. */
+  /** Stable word: `power-off`, `reset`, `triple-fault`, `vmx-abort`, `unimplemented`, `exit`, `failed`. */
   readonly kind: string;
   /** One readable line. */
   readonly message: string;

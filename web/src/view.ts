@@ -176,6 +176,7 @@ const STOPPED: Record<string, string> = {
   'power-off': 'Powered off',
   reset: 'Guest reset',
   'triple-fault': 'Triple fault',
+  'vmx-abort': 'VMX abort',
   unimplemented: 'Not implemented',
   exit: 'Guest exited',
   failed: 'Failed',

@@ -309,7 +309,9 @@ fn aborts(program: &Path, id: &str, indicator: u32) -> Result<()> {
         .args(["--append", &format!("abort={id}")]);
     let result = capture(LIMIT, &mut command)?;
     let last = result.stdout.lines().last().unwrap_or_default();
-    let named = result.stderr.contains(&format!("VMX abort {indicator}: "));
+    let named = result
+        .stderr
+        .contains(&format!("VMX abort {indicator} on processor"));
     if !last.starts_with(id) || !last.ends_with(": ") || !named {
         bail!(
             "{id} did not end in VMX abort {indicator}: {last:?}, {}",

@@ -9,6 +9,7 @@ mod demo;
 mod guests;
 mod integration;
 mod kut;
+mod nested;
 mod run;
 mod serve;
 mod setup;
@@ -24,7 +25,7 @@ cargo xtask CHORE
   test [SUITE..] [--list]      run all test suites, or those named
   bench [PART..] [--pairs N]   measure against QEMU TCG and Bochs where they are installed
   guests                       make the guest images in .cache/guests
-  kut DIR [FILTER..]           run a built kvm-unit-tests tree; FILTER: a test, file or group name, * allowed
+  kut DIR [FILTER..] [--each]  run a built kvm-unit-tests tree; FILTER: a test, file or group name, * allowed
   soak [PART..]                long runs; the last result stays in .cache/soak.txt
 ";
 

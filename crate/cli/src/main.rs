@@ -1,9 +1,14 @@
 //! The `hypernest` command: boots an image on a machine in software, on the terminal.
 
 mod args;
+mod current_vmcs;
 mod drive;
 mod dump;
+mod exit_table;
+mod exits;
 mod files;
+mod gdb;
+mod perfetto;
 mod postmortem;
 mod progress;
 mod report;
@@ -11,6 +16,7 @@ mod run;
 mod setup;
 mod terminal;
 mod trace;
+mod vmcs;
 
 /// Exit status for bad input.
 const BAD_INPUT: i32 = 2;
@@ -31,6 +37,9 @@ fn main() {
 fn execute(args: &args::Cli) -> i32 {
     let result = match &args.command {
         Some(args::Command::Run(args)) => run::run(args),
+        Some(args::Command::Vmcs(command)) => {
+            vmcs::run(command).map_err(|error| error.context(run::BadInput))
+        }
         None => run::run_demo(),
     };
     result.unwrap_or_else(|error| {

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use hypernest_machine::boot::Symbols;
-use hypernest_machine::{DiskImage, Machine, VmxChoice};
+use hypernest_machine::{Config, DiskImage, Machine, Model, VmxChoice};
 
-use crate::args::RunArgs;
+use crate::args::{RunArgs, Vmx};
 use crate::files;
+use crate::trace::Names;
 
 /// Everything a machine is built from, read and checked.
 pub struct Setup {
@@ -25,7 +26,7 @@ pub struct Setup {
     block_length: Option<u32>,
     vmx: VmxChoice,
     /// What names addresses.
-    pub symbols: Option<Arc<Symbols>>,
+    pub names: Names,
 }
 
 impl Setup {
@@ -42,14 +43,11 @@ impl Setup {
         });
         let modules = modules.collect::<Result<_>>()?;
         let symbols = match &args.symbols {
-            Some(path) => {
-                let bytes = files::read("symbol file", path)?;
-                let shown = path.display();
-                Some(Symbols::parse(&bytes).with_context(|| format!("symbol file {shown}"))?)
-            }
+            Some(path) => Some(symbols(path)?),
             // An image may bring its own.
             None => Symbols::parse(&image).ok(),
         };
+        let symbols_l2 = args.symbols_l2.as_deref().map(self::symbols).transpose()?;
         Ok(Setup {
             image,
             name: files::name(&args.image),
@@ -61,8 +59,8 @@ impl Setup {
             cpus: args.cpus,
             model: args.cpu.clone(),
             block_length: args.block_length,
-            vmx: args.vmx,
-            symbols: symbols.map(Arc::new),
+            vmx: vmx(args)?,
+            names: Names::new(symbols.map(Arc::new), symbols_l2.map(Arc::new)),
         })
     }
 
@@ -80,7 +78,7 @@ impl Setup {
             model: None,
             block_length: None,
             vmx: VmxChoice::Max,
-            symbols: None,
+            names: Names::default(),
         }
     }
 
@@ -92,7 +90,7 @@ impl Setup {
             .image(self.image.as_slice())
             .name(&self.name)
             .command_line(&self.command_line)
-            .vmx(self.vmx);
+            .vmx(self.vmx.clone());
         if let Some(model) = &self.model {
             builder = builder.model(model);
         }
@@ -110,6 +108,31 @@ impl Setup {
         }
         Ok(builder.build()?)
     }
+}
+
+/// The VMX profile that `args` name. A file's is compared with what the processor does here, so that the message
+/// names the file.
+fn vmx(args: &RunArgs) -> Result<VmxChoice> {
+    let path = match &args.vmx {
+        Vmx::Named(choice) => return Ok(choice.clone()),
+        Vmx::File(path) => path,
+    };
+    let shown = path.display();
+    let bytes = files::read("VMX profile", path)
+        .with_context(|| format!("--vmx is none, kvm, max or a file, and not {shown}"))?;
+    let of_file = || format!("VMX profile {shown}");
+    let choice = VmxChoice::from_dump(&String::from_utf8_lossy(&bytes)).with_context(of_file)?;
+    let name = args.cpu.clone().unwrap_or_else(|| Config::default().model);
+    if let Some(model) = Model::by_name(&name) {
+        choice.profile(model).with_context(of_file)?;
+    }
+    Ok(choice)
+}
+
+/// The symbols in a file.
+fn symbols(path: &Path) -> Result<Symbols> {
+    let bytes = files::read("symbol file", path)?;
+    Symbols::parse(&bytes).with_context(|| format!("symbol file {}", path.display()))
 }
 
 /// A raw disk image that stays in its file.

@@ -46,6 +46,23 @@ fn debug_exit_gives_the_status_and_serial_goes_to_stdout() {
 }
 
 #[test]
+fn the_processor_has_the_vmx_of_the_file() {
+    let dir = Dir::new("vmx-file");
+    // RDMSR of IA32_VMX_PROCBASED_CTLS2; bits 39:32 to the exit port.
+    let mut code = vec![0xb9, 0x8b, 4, 0, 0, 0x0f, 0x32, 0x88, 0xd0];
+    code.extend([0x66, 0xba, 0xf4, 0, 0xee]);
+    let image = dir.file("kernel", &kernel(&code));
+    let profile = dir.file("profile", common::vmx_profile().as_bytes());
+    let output = hypernest(&["run", &image, "--memory", "4M", "--vmx", &profile]);
+    assert_eq!(
+        output.status.code(),
+        Some(0x6e * 2 + 1),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
 fn without_arguments_a_hypervisor_shows_the_exits_of_its_guest() {
     let output = hypernest(&[]);
     let text = String::from_utf8_lossy(&output.stdout);

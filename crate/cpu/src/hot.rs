@@ -377,10 +377,10 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                     store::<$w>(ram, offset, r)
                 }};
             }
-            // As computed on operands of width $w, without flags.
+            // As computed on operands of width $w, the first in `base`, without flags.
             macro_rules! quiet {
                 ($w:ty, $b:expr, |$x:ident, $y:ident| $result:expr) => {{
-                    let ($x, $y) = (get(cpu, op.dst) as $w, $b as $w);
+                    let ($x, $y) = (get(cpu, op.base) as $w, $b as $w);
                     put::<$w>(cpu, op.dst, $result as u64)
                 }};
             }

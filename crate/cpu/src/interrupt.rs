@@ -4,11 +4,14 @@
 use hypernest_vmcs::ExitReason;
 
 use crate::descriptor::{Descriptor, is_null, kind, selector_code};
+use crate::exec::msr;
+use crate::exec::task::{self, Source};
 use crate::flags::bit;
 use crate::mem::{Ctx, canonical};
 use crate::seg::{Stack, null_segment};
 use crate::state::Activity;
 use crate::trap::{Exec, Fault, Trap};
+use crate::v86;
 use crate::vcpu::{Seg, reg};
 use crate::vmx::exit::{self, Exit};
 
@@ -63,7 +66,7 @@ fn class(fault: Fault) -> Class {
         | Fault::NotPresent(_)
         | Fault::Stack(_)
         | Fault::GeneralProtection(_) => Class::Contributory,
-        Fault::Page { .. } => Class::Page,
+        Fault::Page { .. } | Fault::Virtualization => Class::Page,
         Fault::DoubleFault => Class::Double,
         _ => Class::Benign,
     }
@@ -219,7 +222,21 @@ pub(crate) fn inject(x: &mut Ctx, injected: Injected) -> Exec {
         kind: injected.kind,
         length: injected.length,
     };
-    match deliver(x, event) {
+    let redirected = if injected.kind == kind_of::SOFTWARE_INTERRUPT && x.cpu.v86() {
+        note_vectoring(x, event);
+        v86::redirect(x, injected.vector)
+    } else {
+        Ok(false)
+    };
+    let delivered = redirected.and_then(|done| {
+        if done {
+            x.cpu.vmx.vectoring = None;
+            Ok(())
+        } else {
+            deliver(x, event)
+        }
+    });
+    match delivered {
         Err(Trap::Fault(second)) => {
             if after {
                 x.cpu.rip = rip;
@@ -233,6 +250,7 @@ pub(crate) fn inject(x: &mut Ctx, injected: Injected) -> Exec {
                     address: 0,
                     code: 0,
                 },
+                (kind_of::HARDWARE_EXCEPTION, 20) => Fault::Virtualization,
                 _ => return raise(x, second),
             };
             if let Fault::Page { address, .. } = second {
@@ -272,6 +290,8 @@ fn note(x: &mut Ctx, fault: Fault) {
                 x.cpu.dr6 | bits
             };
             x.cpu.dr7 &= !DR7_GD;
+            // No branch is recorded or stepped to in the handler (Vol. 3B, "IA32_DEBUGCTL MSR").
+            x.cpu.msrs.debugctl &= !msr::DEBUGCTL_BITS;
         }
         _ => {}
     }
@@ -337,7 +357,9 @@ pub(crate) fn software(x: &mut Ctx, vector: u8, length: u32, interrupt: bool) ->
         kind,
         length,
     };
-    deliver(x, event)?;
+    if !(interrupt && x.cpu.v86() && v86::redirect(x, vector)?) {
+        deliver(x, event)?;
+    }
     x.cpu.pending_debug &= !DR6_BS;
     Ok(())
 }
@@ -365,7 +387,8 @@ pub(crate) fn icebp(x: &mut Ctx, length: u32) -> Exec {
     deliver(x, event)
 }
 
-fn deliver(x: &mut Ctx, event: Event) -> Exec {
+/// In a guest: the event is under way, so that an exit on the way says so.
+fn note_vectoring(x: &mut Ctx, event: Event) {
     if x.cpu.vmx.non_root {
         let code = u32::from(event.error_code.unwrap_or(0));
         let has_code = if event.error_code.is_some() {
@@ -377,9 +400,10 @@ fn deliver(x: &mut Ctx, event: Event) -> Exec {
         x.cpu.vmx.vectoring = Some((info, code));
         x.cpu.vmx.vectoring_length = event.length;
     }
-    if x.cpu.flags.rest & bit::VM != 0 {
-        return Err(Trap::Unimplemented("event in virtual-8086 mode"));
-    }
+}
+
+fn deliver(x: &mut Ctx, event: Event) -> Exec {
+    note_vectoring(x, event);
     if !x.cpu.protected() {
         deliver_real(x, event)?;
     } else if x.cpu.long_mode() {
@@ -440,7 +464,13 @@ fn gate(x: &mut Ctx, event: Event, size: u64, kinds: &[u8]) -> Exec<Descriptor> 
         return Err(Fault::NotPresent(event.gate_code()).into());
     }
     if gate.kind() == kind::TASK_GATE {
-        return Err(Trap::Unimplemented("task gate"));
+        let source = Source::Idt(event.ext());
+        let trap = task::switch(x, gate.gate_selector(), source, event.length);
+        if trap == Trap::VmExit && event.resume {
+            // As the old task's TSS would have it.
+            x.cpu.flags.rest |= bit::RF;
+        }
+        return Err(trap);
     }
     Ok(gate)
 }
@@ -480,6 +510,12 @@ fn deliver_protected(x: &mut Ctx, event: Event) -> Exec {
     let gate = gate(x, event, 8, &KINDS)?;
     let ext = event.ext();
     let (descriptor, cpl) = handler(x, event, gate.gate_selector())?;
+    let v86 = x.cpu.v86();
+    if v86 && cpl != 0 {
+        // The way out of virtual-8086 mode leads to level 0.
+        let code = selector_code(gate.gate_selector()) | ext;
+        return Err(Fault::GeneralProtection(code).into());
+    }
     let size = if gate.kind() & 8 != 0 { 4 } else { 2 };
     let inner = cpl != x.cpu.cpl;
     let mut stack = if inner {
@@ -501,27 +537,46 @@ fn deliver_protected(x: &mut Ctx, event: Event) -> Exec {
         Some(x.cpu.rip),
         event.error_code.map(u64::from),
     ];
+    if v86 {
+        let data = [Seg::Gs, Seg::Fs, Seg::Ds, Seg::Es];
+        let selectors = data.map(|seg| u64::from(x.cpu.seg(seg).selector));
+        push_frame(x, &mut stack, cpl, size, selectors.map(Some))?;
+    }
     push_frame(x, &mut stack, cpl, size, frame)?;
     let offset = gate.gate_offset();
     x.check_entry(descriptor, offset, ext)?;
     let segment = x.accessed(gate.gate_selector(), descriptor)?;
     *x.cpu.seg_mut(Seg::Ss) = stack.ss;
+    if v86 {
+        for seg in [Seg::Gs, Seg::Fs, Seg::Ds, Seg::Es] {
+            *x.cpu.seg_mut(seg) = null_segment(0, 0);
+        }
+    }
     enter(x, gate, stack.rsp, segment, cpl, offset);
     Ok(())
 }
 
-fn push_frame(
+fn push_frame<const N: usize>(
     x: &mut Ctx,
     stack: &mut Stack,
     cpl: u8,
     size: usize,
-    frame: [Option<u64>; 6],
+    frame: [Option<u64>; N],
 ) -> Exec {
+    let mut values = [0; N];
+    let mut count = 0;
+    for value in frame.into_iter().flatten() {
+        values[count] = value;
+        count += 1;
+    }
+    let values = &values[..count];
     x.at_privilege(cpl, |x| {
-        frame
-            .into_iter()
-            .flatten()
-            .try_for_each(|value| stack.push(x, size, value))
+        if size == 8 && stack.push_plain(x, values) {
+            return Ok(());
+        }
+        values
+            .iter()
+            .try_for_each(|value| stack.push(x, size, *value))
     })
 }
 
@@ -649,6 +704,37 @@ mod tests {
         // A trap gate leaves IF; SS stays where the level does.
         assert_eq!(f.cpu.flags.get(), bit::FIXED | bit::IF);
         assert_eq!(f.cpu.seg(Seg::Ss).selector, sel::DATA0);
+    }
+
+    #[test]
+    fn a_frame_is_the_same_whether_the_tlb_has_its_page_or_not() {
+        // In one page, across two; the second time the TLB has them.
+        for stack in [STACK0, STACK0 + 0x18] {
+            let mut f = Fixture::long();
+            f.poke(TSS + 4, stack);
+            f.gate(13, sel::CODE0, 0x7000, INT64, 0);
+            f.enter(3);
+            f.cpu.set_rflags(bit::FIXED | bit::IF);
+            let before = f.cpu.save();
+            let mut frames = [[0u64; 6]; 2];
+            for frame in &mut frames {
+                f.with(|x| raise(x, GP)).unwrap();
+                let top = f.cpu.gpr[reg::RSP];
+                assert_eq!(top, (stack & !0xf) - 48);
+                *frame = core::array::from_fn(|n| f.peek(top + 8 * n as u64));
+                f.poke(top + 24, frame[3] & !bit::RF);
+                f.cpu.gpr[reg::RSP] += 8;
+                f.execute(&[0x48, 0xcf]).unwrap(); // IRETQ
+                assert_eq!(f.cpu.save(), before);
+            }
+            assert_eq!(frames[0], frames[1]);
+            // A breakpoint on the frame is met all the same.
+            f.cpu.dr[0] = (stack & !0xf) - 0x18;
+            f.cpu.dr7 |= 1 | 0b1001 << 16; // eight bytes, writes
+            f.cpu.refresh();
+            f.with(|x| external(x, 13)).unwrap();
+            assert_eq!(f.cpu.pending_debug, 1);
+        }
     }
 
     #[test]

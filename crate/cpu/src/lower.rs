@@ -8,7 +8,7 @@ use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind, Register};
 use crate::block::Key;
 use crate::mem::canonical;
 use crate::model::Model;
-use crate::quiet::quieten;
+use crate::quiet::{join_copies, quieten};
 use crate::vcpu::{CodeSize, reg};
 
 /// What an operation does. `R` register, `I` immediate, `M` memory, destination first, then the
@@ -1015,4 +1015,6 @@ pub(crate) fn lower(block: &[Instruction], key: Key, model: &Model, ops: &mut al
         }
     }
     quieten(&mut ops[first..]);
+    let left = join_copies(&mut ops[first..]);
+    ops.truncate(first + left);
 }

@@ -6,6 +6,8 @@ use crate::ram::Ram;
 use crate::tlb::Kind;
 use crate::trap::{Exec, Fault, Trap};
 use crate::vcpu::{Seg, Vcpu, cr, rights};
+use crate::vmx::apic as virtual_apic;
+use crate::vmx::exit::Exit;
 
 /// All that executing an instruction needs.
 pub(crate) struct Ctx<'a> {
@@ -87,7 +89,13 @@ impl Ctx<'_> {
     pub fn missed(&mut self, miss: Miss) -> Trap {
         match miss {
             Miss::Fault(fault) => Trap::Fault(fault),
-            Miss::Exit(exit) => crate::vmx::exit::leave(self.cpu, exit),
+            Miss::Exit(exit) => match crate::vmx::ve::convert(self, &exit) {
+                Some(trap) => trap,
+                None => {
+                    let next_rip = Some(self.cpu.rip);
+                    crate::vmx::exit::leave(self.cpu, Exit { next_rip, ..exit })
+                }
+            },
         }
     }
 
@@ -107,11 +115,19 @@ impl Ctx<'_> {
         } else {
             linear & 0xffff_ffff
         };
-        let mapping = paging::walk(self.cpu, self.ram, linear, access, privilege, false)
-            .map_err(|miss| self.missed(miss))?;
+        let mut marks = self.cpu.vmx.marks();
+        let walked = paging::walk(self.cpu, self.ram, linear, access, privilege, &mut marks);
+        self.cpu.vmx.marked(&marks);
+        let mapping = walked.map_err(|miss| {
+            // Whatever was cached for the page is forgotten, with all kinds of access.
+            self.cpu.tlb.forget_page(linear);
+            self.missed(miss)
+        })?;
         let physical = mapping.physical | linear & 0xfff;
         let page_in_ram = self.ram.offset(physical & !0xfff);
-        if let Some(offset) = page_in_ram.filter(|_| !self.is_apic_page(physical)) {
+        let special =
+            self.is_apic_page(physical) || virtual_apic::is_access_page(self.cpu, physical);
+        if let Some(offset) = page_in_ram.filter(|_| !special) {
             // Implicit accesses are cached as supervisor ones only where SMAP cannot tell them apart.
             let kind = match privilege {
                 Privilege::User => Kind::User,
@@ -210,14 +226,19 @@ impl Ctx<'_> {
         {
             return Ok(());
         }
-        self.pages(linear, size, Access::Write, self.privilege())
-            .map(|_| ())
+        let pages = self.pages(linear, size, Access::Write, self.privilege())?;
+        virtual_apic::data(self, linear, size, pages, Access::Write).map(|_| ())
     }
 
     #[cold]
     fn load_slow<const N: usize>(&mut self, linear: u64, who: Privilege) -> Exec<[u8; N]> {
-        let pages = self.pages(linear, N as u64, Access::Read, who)?;
+        let size = N as u64;
+        let pages = self.pages(linear, size, Access::Read, who)?;
         let mut value = [0; N];
+        if let Some(at) = virtual_apic::data(self, linear, size, pages, Access::Read)? {
+            self.load_physical(at, &mut value);
+            return Ok(value);
+        }
         let in_first = (0x1000 - (linear & 0xfff) as usize).min(N);
         let (first, second) = value.split_at_mut(in_first);
         self.load_physical(pages[0], first);
@@ -229,7 +250,13 @@ impl Ctx<'_> {
 
     #[cold]
     fn store_slow<const N: usize>(&mut self, linear: u64, value: [u8; N], who: Privilege) -> Exec {
-        let pages = self.pages(linear, N as u64, Access::Write, who)?;
+        let size = N as u64;
+        let pages = self.pages(linear, size, Access::Write, who)?;
+        if let Some(at) = virtual_apic::data(self, linear, size, pages, Access::Write)? {
+            self.store_physical(at, &value);
+            virtual_apic::stored(self, at, size);
+            return Ok(());
+        }
         let in_first = (0x1000 - (linear & 0xfff) as usize).min(N);
         let (first, second) = value.split_at(in_first);
         self.store_physical(pages[0], first);
@@ -254,7 +281,7 @@ impl Ctx<'_> {
             } else {
                 self.bus.mmio_read(self.ram, self.now, at, width as u8)
             };
-            let from = (at - physical) as usize;
+            let from = at.wrapping_sub(physical) as usize;
             into[from..from + width].copy_from_slice(&value.to_le_bytes()[..width]);
         }
         self.cpu.touched_outside();
@@ -269,7 +296,7 @@ impl Ctx<'_> {
             return;
         }
         for (at, width) in pieces(physical, from.len()) {
-            let start = (at - physical) as usize;
+            let start = at.wrapping_sub(physical) as usize;
             let mut bytes = [0; 8];
             bytes[..width].copy_from_slice(&from[start..start + width]);
             let value = u64::from_le_bytes(bytes);
@@ -284,6 +311,11 @@ impl Ctx<'_> {
     }
 
     // ---- the careful path ----
+
+    /// Whether a data access may trap or fault for what it touches: breakpoints, alignment.
+    pub fn watches_data(&self) -> bool {
+        self.cpu.careful && (self.cpu.dr7 & 0xff != 0 || self.cpu.cpl == 3)
+    }
 
     /// Alignment checks (Vol. 3A, "Alignment Requirements by Data Type") and data breakpoints, when
     /// any are armed.
@@ -318,6 +350,7 @@ impl Ctx<'_> {
             return Ok((Some(offset), 0));
         }
         let physical = self.translate(linear, Access::Execute, self.privilege())?;
+        virtual_apic::fetch(self, physical)?;
         let offset = if self.is_apic_page(physical) {
             None
         } else {
@@ -357,9 +390,9 @@ impl Vcpu {
 
 /// Splits a device access into naturally sized pieces of at most 8 bytes.
 fn pieces(mut at: u64, len: usize) -> impl Iterator<Item = (u64, usize)> {
-    let end = at + len as u64;
+    let end = at.wrapping_add(len as u64);
     core::iter::from_fn(move || {
-        let left = (end - at) as usize;
+        let left = end.wrapping_sub(at) as usize;
         if left == 0 {
             return None;
         }
@@ -370,7 +403,7 @@ fn pieces(mut at: u64, len: usize) -> impl Iterator<Item = (u64, usize)> {
             _ => 1,
         };
         let piece = (at, width);
-        at += width as u64;
+        at = at.wrapping_add(width as u64);
         Some(piece)
     })
 }

@@ -47,6 +47,7 @@ macro_rules! features {
 
 features! {
     Fpu 1/0 Edx 0;
+    Vme 1/0 Edx 1, cr::CR4_VME | cr::CR4_PVI;
     De 1/0 Edx 2, cr::CR4_DE;
     Pse 1/0 Edx 3, cr::CR4_PSE;
     Tsc 1/0 Edx 4, cr::CR4_TSD;
@@ -151,6 +152,7 @@ const BASELINE: u128 = {
     set(&[
         Fpu,
         FcsFdsDeprecated,
+        Vme,
         De,
         Pse,
         Tsc,

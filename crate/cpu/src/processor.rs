@@ -1,5 +1,6 @@
 //! All vCPUs of a machine and what makes them go: turns, time, events, the block loop.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -20,7 +21,9 @@ use crate::state::{Activity, VcpuState};
 use crate::trap::{Exec, GP0, Trap, UD};
 use crate::vcpu::{Seg, Vcpu};
 use crate::vmx::exit::{self, Exit};
+use crate::vmx::pml::Marks;
 use crate::vmx::{self, VmxProfile};
+use crate::watch::{Caught, Event, EventRequest, ExitStatistics, ExitStops, FailedEntry, Watch};
 use crate::{debug, interrupt};
 
 /// Ticks a vCPU runs before the next one gets its turn.
@@ -74,6 +77,13 @@ pub enum Stop {
         /// Which vCPU.
         vcpu: usize,
     },
+    /// A VM exit could not be completed: this vCPU is shut down until a reset. The others can go on.
+    VmxAbort {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Why, as the VMCS region says too (Vol. 3C, "VMX Aborts").
+        indicator: u32,
+    },
     /// The guest needs something that is not built.
     Unimplemented {
         /// Which vCPU.
@@ -92,6 +102,23 @@ pub enum Stop {
     },
     /// Every vCPU waits and nothing will ever wake one.
     Idle,
+    /// A VM exit that [`Processor::set_exit_stops`] named; L1 is about to execute its first
+    /// instruction after it.
+    VmExit {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Basic exit reason.
+        reason: ExitReason,
+        /// Which exit of the machine's, from 1.
+        number: u64,
+    },
+    /// A VM entry failed, and [`Processor::set_exit_stops`] named that.
+    EntryFailed {
+        /// Which vCPU.
+        vcpu: usize,
+    },
+    /// There is no room for further events ([`WhenFull::Stop`](crate::WhenFull::Stop)).
+    EventsFull,
 }
 
 /// One instruction about to execute, for an [`Processor::set_tracer`] observer.
@@ -109,7 +136,7 @@ pub struct Traced<'a> {
 }
 
 /// What is called before each instruction while tracing.
-pub type Tracer = alloc::boxed::Box<dyn FnMut(&Traced) + Send>;
+pub type Tracer = Box<dyn FnMut(&Traced) + Send>;
 
 /// The software processor of a machine.
 pub struct Processor {
@@ -126,6 +153,8 @@ pub struct Processor {
     tracer: Option<Tracer>,
     /// Retired instructions, or those that faulted; idle time not included.
     instructions: u64,
+    /// With the vCPU whose turn it is, while it executes.
+    watch: Option<Box<Watch>>,
 }
 
 /// How the run of one vCPU ended, other than by using its budget.
@@ -152,6 +181,10 @@ impl Processor {
             passed: None,
             tracer: None,
             instructions: 0,
+            watch: Some(Box::new(Watch::new(
+                config.cpus as usize,
+                config.vmx.is_some(),
+            ))),
         })
     }
 
@@ -203,6 +236,48 @@ impl Processor {
         self.tracer = tracer;
     }
 
+    /// Asks for events of VMX, which [`Processor::take_events`] gives; what was kept of an earlier
+    /// request is dropped. Events change no result.
+    pub fn request_events(&mut self, request: &EventRequest) {
+        if let Some(watch) = &mut self.watch {
+            watch.request(request);
+        }
+    }
+
+    /// The events since this was last asked, oldest first.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        let watch = self.watch.as_mut();
+        watch.map_or_else(Vec::new, |watch| watch.take_events())
+    }
+
+    /// Events that found no room ([`WhenFull::Overwrite`](crate::WhenFull::Overwrite)).
+    pub fn lost_events(&self) -> u64 {
+        self.watch.as_ref().map_or(0, |watch| watch.lost_events())
+    }
+
+    /// Replaces the VM exits that stop [`Processor::run`].
+    pub fn set_exit_stops(&mut self, stops: &ExitStops) {
+        if let Some(watch) = &mut self.watch {
+            watch.set_stops(stops);
+        }
+    }
+
+    /// Instructions that a vCPU has started since the processor was made.
+    pub fn vcpu_instructions(&self, vcpu: usize) -> u64 {
+        let watch = self.watch.as_ref();
+        watch.map_or(0, |watch| watch.instructions(vcpu))
+    }
+
+    /// Counters of VM exits since the processor was made.
+    pub fn exit_statistics(&self) -> Option<&ExitStatistics> {
+        self.watch.as_ref().map(|watch| &watch.statistics)
+    }
+
+    /// The latest VM entries that failed, oldest first; at most eight.
+    pub fn failed_entries(&self) -> &[FailedEntry] {
+        self.watch.as_ref().map_or(&[], |watch| watch.failures())
+    }
+
     /// Forgets all decoded code and cached translations, for a caller that changed RAM behind
     /// [`Ram::write`].
     pub fn flush(&mut self, ram: &mut Ram) {
@@ -216,15 +291,16 @@ impl Processor {
     /// rights and without touching accessed or dirty bits. `None` where it is not mapped.
     pub fn translate(&self, vcpu: usize, ram: &mut Ram, linear: u64) -> Option<u64> {
         let cpu = &self.vcpus[vcpu];
+        let mut marks = Marks::none();
         let mut who = Privilege::Supervisor;
         if let Err(Miss::Fault(crate::Fault::Page { code, .. })) =
-            paging::walk(cpu, ram, linear, Access::Read, who, true)
+            paging::walk(cpu, ram, linear, Access::Read, who, &mut marks)
             && code & 1 != 0
         {
             // Present: only SMAP stands between; a debugger looks as the user does.
             who = Privilege::User;
         }
-        let mapping = paging::walk(cpu, ram, linear, Access::Read, who, true).ok()?;
+        let mapping = paging::walk(cpu, ram, linear, Access::Read, who, &mut marks).ok()?;
         Some(mapping.physical | linear & 0xfff)
     }
 
@@ -271,8 +347,14 @@ impl Processor {
             };
             let others_run = self.vcpus.iter().enumerate().any(waiting);
             self.vcpus[runnable].others_run = others_run;
+            if let Some(watch) = &mut self.watch {
+                watch.begin(runnable, self.now);
+            }
+            self.vcpus[runnable].watch = self.watch.take();
             let pause = self.run_vcpu(ram, bus, &mut left);
+            self.watch = self.vcpus[runnable].watch.take();
             let used = budget - left;
+            let caught = self.watch.as_mut().and_then(|watch| watch.end(used));
             self.now += used;
             self.instructions += used;
             self.turn_left -= used;
@@ -283,6 +365,18 @@ impl Processor {
             }
             if let Some(Pause::Stop(stop)) = pause {
                 return stop;
+            }
+            if let Some(caught) = caught {
+                let vcpu = runnable;
+                return match caught {
+                    Caught::Exit { reason, number } => Stop::VmExit {
+                        vcpu,
+                        reason,
+                        number,
+                    },
+                    Caught::FailedEntry => Stop::EntryFailed { vcpu },
+                    Caught::Full => Stop::EventsFull,
+                };
             }
         }
     }
@@ -360,6 +454,7 @@ impl Processor {
         let end = self.now + *left;
         let stop_at = |trap: Trap, rip: u64| match trap {
             Trap::Unimplemented(what) => Pause::Stop(Stop::Unimplemented { vcpu, what, rip }),
+            Trap::VmxAbort(indicator) => Pause::Stop(Stop::VmxAbort { vcpu, indicator }),
             _ => Pause::Stop(Stop::Shutdown { vcpu }),
         };
         let mut link: Option<(BlockId, usize)> = None;
@@ -385,6 +480,9 @@ impl Processor {
                     Err(trap) => {
                         if let Err(trap) = take(x, trap) {
                             return Some(stop_at(trap, x.cpu.rip));
+                        }
+                        if x.cpu.watch.as_ref().is_some_and(|w| w.has_caught()) {
+                            return Some(Pause::Look);
                         }
                         continue;
                     }
@@ -461,6 +559,7 @@ fn take(x: &mut Ctx, trap: Trap) -> Exec {
     let trap = match trap {
         Trap::Fault(fault) => match interrupt::raise(x, fault) {
             Ok(()) => {
+                x.cpu.vmx.iret_unblocked_nmis = false;
                 x.cpu.vmx.mtf_pending |= x.cpu.vmx.traps_each_instruction();
                 return Ok(());
             }
@@ -585,6 +684,7 @@ fn step(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>) -> Ex
     let rip = x.cpu.rip;
     let shadows = (x.cpu.sti_shadow, x.cpu.mov_ss_shadow);
     let outcome = step_inner(x, left, tracer);
+    // Blocks, which may follow, do not know of it.
     x.cpu.after_mov_ss = false;
     if outcome.is_err() {
         x.cpu.rip = rip;
@@ -623,7 +723,8 @@ fn step_inner(x: &mut Ctx, left: &mut u64, tracer: Option<(&mut Tracer, usize)>)
             state,
         });
     }
-    if x.cpu.flags.rest & bit::TF != 0 {
+    let steps_on_branches = x.cpu.msrs.debugctl & exec::msr::DEBUGCTL_BTF != 0;
+    if x.cpu.flags.rest & bit::TF != 0 && (!steps_on_branches || exec::branch::is_taken(x, &i)) {
         // TF as it was before the instruction counts. A fault or software interrupt drops it.
         x.cpu.pending_debug |= debug::SINGLE_STEP;
     }
@@ -672,6 +773,7 @@ impl Vcpu {
             }
             Activity::WaitForSipi => self.apic.init_waiting() || self.apic.sipi_waiting(),
             Activity::Shutdown => self.apic.init_waiting() || self.apic.nmi_waiting(),
+            Activity::VmxAbort => false,
         }
     }
 
@@ -681,6 +783,9 @@ impl Vcpu {
         let waits = self.activity == Activity::Halted;
         self.vmx.inject
             || self.vmx.mtf_pending
+            || self.vmx.apic_write.is_some()
+            || self.vmx.threshold_due
+            || vmx::virtual_interrupt::is_deliverable(self)
             || due && self.activity != Activity::WaitForSipi
             || waits && exit::takes_interrupts(self) && self.interrupt_waiting(intr)
             || waits && (exit::interrupt_window(self) || exit::nmi_window(self))
@@ -693,17 +798,16 @@ impl Vcpu {
     }
 }
 
-fn trap_like(reason: ExitReason) -> Exit {
-    Exit {
-        trap_like: true,
-        ..Exit::new(reason)
-    }
-}
-
 /// Takes what is due before the next instruction, in the order of Vol. 3A, "Priority Among
 /// Concurrent Events". False when the vCPU has nothing to execute.
 fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
     let guest = x.cpu.vmx.non_root;
+    // What belongs to the operation before.
+    if x.cpu.vmx.inject {
+        vmx::entry::inject(x)?;
+        x.cpu.vmx.mtf_pending |= x.cpu.vmx.traps_each_instruction();
+    }
+    vmx::apic::after_operation(x)?;
     // In VMX root operation INIT waits.
     if (guest || x.cpu.vmx.region.is_none()) && x.cpu.apic.take_init() {
         if guest {
@@ -724,12 +828,11 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
         }
         x.cpu.start_up(vector);
     }
-    if x.cpu.vmx.inject {
-        vmx::entry::inject(x)?;
-        x.cpu.vmx.mtf_pending |= x.cpu.vmx.traps_each_instruction();
-    }
     if core::mem::take(&mut x.cpu.vmx.mtf_pending) {
-        return Err(exit::leave(x.cpu, trap_like(ExitReason::MONITOR_TRAP_FLAG)));
+        return Err(exit::leave(
+            x.cpu,
+            Exit::after(ExitReason::MONITOR_TRAP_FLAG),
+        ));
     }
     if let Some(fault) = debug::pending_trap(x.cpu) {
         x.cpu.activity = Activity::Active;
@@ -741,11 +844,11 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
         .preemption_deadline
         .is_some_and(|due| due <= x.now);
     if expired {
-        let exit = trap_like(ExitReason::PREEMPTION_TIMER);
+        let exit = Exit::after(ExitReason::PREEMPTION_TIMER);
         return Err(exit::leave(x.cpu, exit));
     }
     if exit::nmi_window(x.cpu) {
-        return Err(exit::leave(x.cpu, trap_like(ExitReason::NMI_WINDOW)));
+        return Err(exit::leave(x.cpu, Exit::after(ExitReason::NMI_WINDOW)));
     }
     // The shadow of STI holds NMIs back too, as the manual allows (Vol. 2B, STI).
     let in_shadow = x.cpu.mov_ss_shadow || x.cpu.sti_shadow;
@@ -758,7 +861,15 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
         interrupt::nmi(x)?;
     }
     if exit::interrupt_window(x.cpu) {
-        return Err(exit::leave(x.cpu, trap_like(ExitReason::INTERRUPT_WINDOW)));
+        return Err(exit::leave(
+            x.cpu,
+            Exit::after(ExitReason::INTERRUPT_WINDOW),
+        ));
+    }
+    if vmx::virtual_interrupt::is_deliverable(x.cpu) {
+        vmx::virtual_interrupt::deliver(x)?;
+        // No other one is recognized now, but external interrupts may wait.
+        return service_events(x, boot_cpu);
     }
     let intr = boot_cpu && x.bus.intr();
     let exits = exit::takes_interrupts(x.cpu);
@@ -778,6 +889,10 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
             x.bus.acknowledge(x.now)
         };
         if exits {
+            if vmx::virtual_interrupt::take_posted(x, vector) {
+                // The local APIC has one less, and there may be a virtual one to deliver.
+                return service_events(x, boot_cpu);
+            }
             return Err(interrupt::external_exit(x, vector));
         }
         x.cpu.activity = Activity::Active;

@@ -95,7 +95,59 @@ fn quiet(op: &mut Op) -> bool {
         SarRi64 => (QuietSarRi64, op.imm & 63),
         _ => return false,
     };
+    op.base = op.dst;
     true
+}
+
+/// Joins a copy of a register with the quiet operation on the copy after it: quiet operations
+/// have a destination of their own. Returns how many operations are left.
+pub(crate) fn join_copies(ops: &mut [Op]) -> usize {
+    let mut kept = 0;
+    for n in 0..ops.len() {
+        let mut op = ops[n];
+        if kept > 0
+            && let before = ops[kept - 1]
+            && copies(before.code, op.code)
+            && (op.dst, op.base) == (before.dst, before.dst)
+        {
+            op.base = before.src;
+            if op.src == before.dst {
+                op.src = before.src;
+            }
+            kept -= 1;
+        }
+        ops[kept] = op;
+        kept += 1;
+    }
+    kept
+}
+
+/// Whether a copy by `copy` gives the quiet operation `code` all the bits that it reads.
+fn copies(copy: Code, code: Code) -> bool {
+    let wide = matches!(
+        code,
+        QuietAddRr64
+            | QuietAddRi64
+            | QuietSubRr64
+            | QuietOrRr64
+            | QuietOrRi64
+            | QuietAndRr64
+            | QuietAndRi64
+            | QuietXorRr64
+            | QuietXorRi64
+            | QuietShlRi64
+            | QuietShrRi64
+            | QuietSarRi64
+    );
+    match copy {
+        MovRr64 => wide || quiet_form(code),
+        MovRr32 => !wide && quiet_form(code),
+        _ => false,
+    }
+}
+
+fn quiet_form(code: Code) -> bool {
+    (QuietAddRr32 as u16..=QuietSarRi64 as u16).contains(&(code as u16))
 }
 
 #[cfg(test)]
@@ -131,6 +183,22 @@ mod tests {
         // inc rax; sub rsi, rdi
         let code = [0x48, 0xff, 0xc0, 0x48, 0x29, 0xfe];
         assert_eq!(codes(&code), [QuietAddRi64, SubRr64]);
+    }
+
+    #[test]
+    fn a_copy_and_the_quiet_operation_on_it_are_one() {
+        // mov rdx, rax; shr rdx, 7; xor rax, rdx
+        let code = [0x48, 0x89, 0xc2, 0x48, 0xc1, 0xea, 0x07, 0x48, 0x31, 0xd0];
+        assert_eq!(codes(&code), [QuietShrRi64, XorRr64]);
+        // mov edx, eax; shl edx, 7; xor rax, rdx
+        let code = [0x89, 0xc2, 0xc1, 0xe2, 0x07, 0x48, 0x31, 0xd0];
+        assert_eq!(codes(&code), [QuietShlRi32, XorRr64]);
+        // mov edx, eax; shr rdx, 7; xor rax, rdx: the copy clears what the shift reads
+        let code = [0x89, 0xc2, 0x48, 0xc1, 0xea, 0x07, 0x48, 0x31, 0xd0];
+        assert_eq!(codes(&code), [MovRr32, QuietShrRi64, XorRr64]);
+        // mov rdx, rax; shr rcx, 7; xor rax, rdx: another register
+        let code = [0x48, 0x89, 0xc2, 0x48, 0xc1, 0xe9, 0x07, 0x48, 0x31, 0xd0];
+        assert_eq!(codes(&code), [MovRr64, QuietShrRi64, XorRr64]);
     }
 
     #[test]

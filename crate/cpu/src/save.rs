@@ -229,10 +229,16 @@ impl VcpuState {
             "beyond the physical address width",
         )?;
         ok(
-            self.rflags & !(bit::ALL | bit::FIXED) == 0 && self.rflags & bit::VM == 0,
+            self.rflags & !(bit::ALL | bit::FIXED) == 0,
             "rflags",
             self.rflags,
-            "reserved bits or VM",
+            "reserved bits",
+        )?;
+        ok(
+            self.rflags & bit::VM == 0 || self.cr0 & cr::CR0_PE != 0 && !long,
+            "rflags",
+            self.rflags,
+            "virtual-8086 mode outside 32-bit protected mode",
         )?;
         ok(
             self.dr6 >> 32 == 0,
@@ -355,6 +361,7 @@ impl Vcpu {
             cpus,
             after_mov_ss: false,
             vmx: Vmx::new(vmx),
+            watch: None,
         };
         cpu.set_state(&state);
         cpu
@@ -461,7 +468,7 @@ impl Vcpu {
         let pcid = self.current_pcid();
         if self.vmx.non_root {
             let controls = self.vmx.controls;
-            self.tlb.enter_guest(controls.vpid, controls.eptp, pcid);
+            self.tlb.enter_guest(&controls, pcid);
         } else {
             self.tlb.enter_host(pcid, false);
         }

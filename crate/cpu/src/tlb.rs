@@ -10,6 +10,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::ram::Ram;
+use crate::vmx::Controls;
 
 /// Whose permissions a cached translation was checked with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,11 +52,19 @@ const SPACES: u64 = 1 << 10;
 /// An address space of a guest (Vol. 3C, "Creating and Using Cached Translation Information").
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Context {
+    guest: Guest,
+    pcid: u16,
+    space: u64,
+}
+
+/// What translations of a guest depend on, beside its PCID.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Guest {
     vpid: u16,
     /// All ones without EPT.
     eptp: u64,
-    pcid: u16,
-    space: u64,
+    /// The APIC-access page, of which nothing is cached.
+    apic_access: Option<u64>,
 }
 
 /// Most address spaces of guests that are remembered.
@@ -77,8 +86,8 @@ pub(crate) struct Tlb {
     /// Last number handed out.
     last: u64,
     pcid: u16,
-    /// VPID and EPT pointer of the guest that executes; `None` outside VMX non-root operation.
-    guest: Option<(u16, u64)>,
+    /// The guest that executes; `None` outside VMX non-root operation.
+    guest: Option<Guest>,
     /// Address spaces of guests. Bounded: when full, all are forgotten.
     contexts: Vec<Context>,
     /// Value of `Ram::code_epoch` when write tags were last compared with the code map.
@@ -200,41 +209,49 @@ impl Tlb {
 
     /// Number of the address space of a PCID of the running guest, or outside one; 0 for none.
     fn known_space(&self, pcid: u16) -> u64 {
-        let Some((vpid, eptp)) = self.guest else {
+        let Some(guest) = self.guest else {
             return u64::from(self.spaces[pcid as usize]);
         };
-        let wanted = |c: &&Context| (c.vpid, c.eptp, c.pcid) == (vpid, eptp, pcid);
+        let wanted = |c: &&Context| (c.guest, c.pcid) == (guest, pcid);
         self.contexts.iter().find(wanted).map_or(0, |c| c.space)
     }
 
     /// Remembers that the current space is that of the current PCID.
     fn note_space(&mut self) {
         let (pcid, space) = (self.pcid, self.space);
-        let Some((vpid, eptp)) = self.guest else {
+        let Some(guest) = self.guest else {
             self.spaces[pcid as usize] = space as u16;
             return;
         };
-        self.contexts
-            .retain(|c| (c.vpid, c.eptp, c.pcid) != (vpid, eptp, pcid));
+        self.contexts.retain(|c| (c.guest, c.pcid) != (guest, pcid));
         if self.contexts.len() == CONTEXTS {
             self.contexts.clear();
         }
-        self.contexts.push(Context {
-            vpid,
-            eptp,
-            pcid,
-            space,
-        });
+        self.contexts.push(Context { guest, pcid, space });
     }
 
     /// VM entry. Without a VPID nothing cached before it may be used in the guest or after it.
-    pub fn enter_guest(&mut self, vpid: u16, eptp: Option<u64>, pcid: u16) {
-        self.guest = Some((vpid, eptp.unwrap_or(NO_EPT)));
-        if vpid == 0 {
+    pub fn enter_guest(&mut self, controls: &Controls, pcid: u16) {
+        let guest = Guest {
+            vpid: controls.vpid,
+            eptp: controls.eptp.unwrap_or(NO_EPT),
+            apic_access: controls.apic_access,
+        };
+        self.guest = Some(guest);
+        if guest.vpid == 0 {
             self.spaces.fill(0);
             self.forget_vpid(0);
         }
-        self.switch(pcid, vpid != 0);
+        self.switch(pcid, guest.vpid != 0);
+    }
+
+    /// EPTP switching: the guest that executes goes on with another EPT pointer, and what was cached
+    /// under it.
+    pub fn switch_ept(&mut self, eptp: u64, pcid: u16) {
+        if let Some(guest) = self.guest {
+            self.guest = Some(Guest { eptp, ..guest });
+            self.switch(pcid, true);
+        }
     }
 
     /// VM exit. `keep`: the guest had a VPID.
@@ -250,12 +267,12 @@ impl Tlb {
     /// INVEPT, single-context.
     pub fn forget_eptp(&mut self, eptp: u64) {
         self.contexts
-            .retain(|c| c.eptp == NO_EPT || (c.eptp ^ eptp) & EPT_ROOT != 0);
+            .retain(|c| c.guest.eptp == NO_EPT || (c.guest.eptp ^ eptp) & EPT_ROOT != 0);
     }
 
     /// INVVPID, single-context.
     pub fn forget_vpid(&mut self, vpid: u16) {
-        self.contexts.retain(|c| c.vpid != vpid);
+        self.contexts.retain(|c| c.guest.vpid != vpid);
     }
 
     /// INVEPT and INVVPID of everything.
@@ -268,9 +285,9 @@ impl Tlb {
     pub fn flush_pcid(&mut self, pcid: u16) {
         if pcid & 0xfff == self.pcid {
             self.switch(pcid, false);
-        } else if let Some((vpid, eptp)) = self.guest {
+        } else if let Some(guest) = self.guest {
             self.contexts
-                .retain(|c| (c.vpid, c.eptp, c.pcid) != (vpid, eptp, pcid & 0xfff));
+                .retain(|c| (c.guest, c.pcid) != (guest, pcid & 0xfff));
         } else {
             self.spaces[(pcid & 0xfff) as usize] = 0;
         }
@@ -283,6 +300,20 @@ impl Tlb {
                 .into_iter()
                 .find(|tag| *tag != NEVER);
             if tag.is_some_and(|tag| (tag ^ linear) & span == 0) {
+                *entry = EMPTY;
+            }
+        }
+    }
+
+    /// A fault at `linear`: forgets what the current address space has cached for its page (Vol. 3A,
+    /// "Operations that Invalidate TLBs and Paging-Structure Caches", page faults; Vol. 3C, "Operations
+    /// that Invalidate Cached Mappings", EPT violations).
+    pub fn forget_page(&mut self, linear: u64) {
+        let page = linear & !0xfff;
+        for kind in [Kind::Supervisor, Kind::SupervisorAc, Kind::User] {
+            let key = self.key(kind);
+            let entry = &mut self.entries[slot(page, key)];
+            if [entry.read, entry.write, entry.execute].contains(&(page | key)) {
                 *entry = EMPTY;
             }
         }

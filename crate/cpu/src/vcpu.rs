@@ -1,11 +1,14 @@
 //! The running form of a vCPU.
 
+use alloc::boxed::Box;
+
 use crate::flags::{Flags, bit};
 use crate::fpu::Fpu;
 use crate::model::Model;
 use crate::state::{Activity, MsrState, SegmentState, TableState};
 use crate::tlb::Tlb;
 use crate::vmx::Vmx;
+use crate::watch::Watch;
 
 /// General registers by encoding.
 pub(crate) mod reg {
@@ -71,6 +74,8 @@ pub(crate) mod cr {
     pub const CR0_NW: u64 = 1 << 29;
     pub const CR0_CD: u64 = 1 << 30;
     pub const CR0_PG: u64 = 1 << 31;
+    pub const CR4_VME: u64 = 1;
+    pub const CR4_PVI: u64 = 1 << 1;
     pub const CR4_TSD: u64 = 1 << 2;
     pub const CR4_DE: u64 = 1 << 3;
     pub const CR4_PSE: u64 = 1 << 4;
@@ -173,6 +178,8 @@ pub(crate) struct Vcpu {
     /// vCPUs of the machine, for CPUID.
     pub cpus: u32,
     pub vmx: Vmx,
+    /// Here while it is this vCPU's turn.
+    pub watch: Option<Box<Watch>>,
 }
 
 impl Vcpu {
@@ -241,7 +248,7 @@ impl Vcpu {
         self.gpr[reg::GS_BASE] = self.seg(Seg::Gs).base;
         self.cpl = if !self.protected() {
             0
-        } else if self.flags.rest & bit::VM != 0 {
+        } else if self.v86() {
             3
         } else {
             (self.seg(Seg::Ss).rights >> rights::DPL_SHIFT & 3) as u8

@@ -73,7 +73,29 @@ fn instruction(random: &mut Random) -> Vec<u8> {
 fn flag_instruction(random: &mut Random) -> Vec<u8> {
     let wide = random.pick(&[0x40, 0x48]);
     let registers = 0xc0 | (random.next() & 0x3f) as u8;
-    match random.next() % 8 {
+    match random.next() % 10 {
+        // A copy and an operation on the copy, with a register (perhaps itself) or an immediate
+        8 => {
+            let (copy, of) = (random.next() as u8 & 3, random.next() as u8 & 3);
+            let other = random.next() as u8 & 3;
+            let mut bytes = vec![
+                wide,
+                0x89,
+                0xc0 | of << 3 | copy,
+                random.pick(&[0x40, 0x48]),
+            ];
+            if random.next().is_multiple_of(2) {
+                bytes.extend([
+                    random.pick(&[0x01, 0x09, 0x21, 0x29, 0x31]),
+                    0xc0 | other << 3 | copy,
+                ]);
+            } else {
+                let kind = random.pick(&[0, 1, 4, 5, 6]);
+                bytes.extend([0x83, 0xc0 | kind << 3 | copy, random.next() as u8]);
+            }
+            bytes
+        }
+        9 => vec![wide, 0x39, registers],
         0..4 => {
             let opcode = random.pick(&[0x01, 0x09, 0x21, 0x29, 0x31, 0x11, 0x19, 0x39, 0x85]);
             vec![wide, opcode, registers]

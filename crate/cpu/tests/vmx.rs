@@ -216,10 +216,22 @@ fn run(
     guest: &[u8],
     change: impl FnOnce(&mut Vec<(Field, u64)>),
 ) -> Outcome {
+    run_in_blocks(64, choice, ept, guest, change)
+}
+
+/// As [`run`], with blocks of at most so many instructions.
+fn run_in_blocks(
+    block_length: u32,
+    choice: VmxChoice,
+    ept: bool,
+    guest: &[u8],
+    change: impl FnOnce(&mut Vec<(Field, u64)>),
+) -> Outcome {
     let model = <&Model>::default();
-    let profile = choice.profile(model).unwrap();
+    let profile = choice.profile(model).unwrap().unwrap();
     let config = ProcessorConfig {
         vmx: Some(profile.clone()),
+        block_length,
         ..ProcessorConfig::default()
     };
     let mut processor = Processor::new(&config).unwrap();
@@ -252,6 +264,7 @@ fn run(
             page << 12 | 6 << 3 | present,
         );
     }
+    put(&mut ram, DIRECTORY, 0x87);
     ram.write(CODE, &launcher()).unwrap();
     ram.write(HANDLER, &handler()).unwrap();
     ram.write(GUEST, guest).unwrap();
@@ -317,6 +330,23 @@ fn a_guest_exits_where_its_hypervisor_asked() {
     }
 }
 
+/// VM entry refuses the instruction after a load of SS, and no later one: not even where that one
+/// ran singly, and the rest in blocks.
+#[test]
+fn a_load_of_ss_in_the_guest_does_not_hold_up_the_next_entry() {
+    let code = assemble(GUEST, |a| {
+        a.mov(eax, 16)?;
+        a.mov(ss, ax)?;
+        a.nop()?;
+        a.xor(eax, eax)?;
+        a.cpuid()?;
+        a.vmcall()
+    });
+    let done = run(VmxChoice::Max, false, &code, |_| ());
+    let reasons: Vec<u16> = done.exits.iter().map(|(reason, _)| *reason).collect();
+    assert_eq!(reasons, [ExitReason::CPUID.0, ExitReason::VMCALL.0]);
+}
+
 #[test]
 fn memory_without_an_ept_entry_exits_with_what_was_tried() {
     // The exit names no length, so that the guest is told it by hand: the load ends it here.
@@ -326,8 +356,138 @@ fn memory_without_an_ept_entry_exits_with_what_was_tried() {
         a.vmcall()
     });
     let done = run(VmxChoice::Max, true, &code, |_| ());
-    // A write, the linear address valid, of the final translation.
-    assert_eq!(done.exits[0], (ExitReason::EPT_VIOLATION.0, 0x182));
+    // A write, the linear address valid, of the final translation; to a user page that is writable.
+    assert_eq!(done.exits[0], (ExitReason::EPT_VIOLATION.0, 0x782));
+}
+
+/// Page directory of the virtual-8086 guest: one page of 4 MiB.
+const DIRECTORY: u64 = 0x6_8000;
+const VM: u64 = 1 << 17;
+
+/// Makes the guest one in virtual-8086 mode at `GUEST`, with its stack at 5000:1000.
+fn v86(list: &mut Vec<(Field, u64)>, iopl: u64) {
+    use Field as F;
+    let old =
+        |field: Field, list: &[(Field, u64)]| list.iter().rev().find(|f| f.0 == field).unwrap().1;
+    let entry_controls = old(F::VM_ENTRY_CONTROLS, list) & !u64::from(entry::IA_32E_MODE_GUEST);
+    let cr4 = old(F::GUEST_CR4, list) & !(1 << 5) | 1 << 4;
+    list.extend([
+        (F::VM_ENTRY_CONTROLS, entry_controls),
+        (F::EXCEPTION_BITMAP, 1 << 13),
+        (F::GUEST_CR3, DIRECTORY),
+        (F::GUEST_CR4, cr4 | 1), // VME
+        (F::GUEST_RFLAGS, 2 | VM | iopl << 12),
+        (F::GUEST_RIP, 0),
+        (F::GUEST_RSP, 0x1000),
+    ]);
+    for (selector, (field, base, limit, access)) in [
+        (
+            GUEST >> 4,
+            (
+                F::GUEST_CS_SELECTOR,
+                F::GUEST_CS_BASE,
+                F::GUEST_CS_LIMIT,
+                F::GUEST_CS_AR_BYTES,
+            ),
+        ),
+        (
+            0x5000,
+            (
+                F::GUEST_SS_SELECTOR,
+                F::GUEST_SS_BASE,
+                F::GUEST_SS_LIMIT,
+                F::GUEST_SS_AR_BYTES,
+            ),
+        ),
+        (
+            0x6800,
+            (
+                F::GUEST_DS_SELECTOR,
+                F::GUEST_DS_BASE,
+                F::GUEST_DS_LIMIT,
+                F::GUEST_DS_AR_BYTES,
+            ),
+        ),
+        (
+            0,
+            (
+                F::GUEST_ES_SELECTOR,
+                F::GUEST_ES_BASE,
+                F::GUEST_ES_LIMIT,
+                F::GUEST_ES_AR_BYTES,
+            ),
+        ),
+        (
+            0,
+            (
+                F::GUEST_FS_SELECTOR,
+                F::GUEST_FS_BASE,
+                F::GUEST_FS_LIMIT,
+                F::GUEST_FS_AR_BYTES,
+            ),
+        ),
+        (
+            0,
+            (
+                F::GUEST_GS_SELECTOR,
+                F::GUEST_GS_BASE,
+                F::GUEST_GS_LIMIT,
+                F::GUEST_GS_AR_BYTES,
+            ),
+        ),
+    ] {
+        list.extend([
+            (field, selector),
+            (base, selector << 4),
+            (limit, 0xffff),
+            (access, 0xf3),
+        ]);
+    }
+}
+
+/// A load of SS, CPUID, `sensitive`, VMCALL.
+fn v86_guest(
+    sensitive: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+) -> Vec<u8> {
+    let mut a = CodeAssembler::new(16).unwrap();
+    a.mov(ax, 0x4000u32).unwrap();
+    a.mov(ss, ax).unwrap();
+    a.cpuid().unwrap();
+    sensitive(&mut a).unwrap();
+    a.vmcall().unwrap();
+    a.assemble(0).unwrap()
+}
+
+#[test]
+fn a_guest_may_be_in_virtual_8086_mode() {
+    let seen = |done: &Outcome, field: Field| {
+        let mut fields = done.state.vmx.fields.iter();
+        fields.find(|f| f.0 == field.encoding()).map(|f| f.1)
+    };
+    // With IOPL 3 it has the flag itself.
+    let code = v86_guest(|a| a.sti());
+    let done = run(VmxChoice::Max, false, &code, |list| v86(list, 3));
+    let reasons: Vec<u16> = done.exits.iter().map(|exit| exit.0).collect();
+    assert_eq!(reasons, [ExitReason::CPUID.0, ExitReason::VMCALL.0]);
+    assert_eq!(
+        seen(&done, Field::GUEST_RFLAGS),
+        Some(2 | VM | 3 << 12 | 1 << 9)
+    );
+    assert_eq!(seen(&done, Field::GUEST_SS_BASE), Some(0x4_0000));
+    assert_eq!(seen(&done, Field::GUEST_SS_AR_BYTES), Some(0xf3));
+    // With IOPL 0 and VME it has a virtual one, but no 32-bit PUSHF: #GP.
+    let code = v86_guest(|a| {
+        a.sti()?;
+        a.pushfd()
+    });
+    let done = run(VmxChoice::Max, false, &code, |list| v86(list, 0));
+    assert_eq!(done.exits[0].0, ExitReason::CPUID.0);
+    assert_eq!(done.exits[1].0, ExitReason::EXCEPTION_OR_NMI.0);
+    assert_eq!(seen(&done, Field::VM_EXIT_INTR_INFO), Some(0x8000_0b0d));
+    assert_eq!(
+        seen(&done, Field::GUEST_RFLAGS),
+        Some(2 | VM | 1 << 16 | 1 << 19)
+    );
 }
 
 #[test]
@@ -354,6 +514,17 @@ fn a_bad_control_field_fails_the_entry_with_error_7_and_bad_guest_state_exits() 
 }
 
 #[test]
+fn blocking_by_mov_ss_in_a_guest_does_not_stop_its_hypervisor() {
+    for length in [1, 64] {
+        let done = run_in_blocks(length, VmxChoice::Max, false, &guest(), |list| {
+            list.push((Field::GUEST_INTERRUPTIBILITY_INFO, 2));
+        });
+        // Each exit saves the blocking, and each entry but the last brings it back.
+        assert_eq!(done.exits.len(), 5, "blocks of {length}");
+    }
+}
+
+#[test]
 fn a_list_cannot_load_the_signature_of_microcode() {
     let done = run(VmxChoice::Max, false, &guest(), |list| {
         list.push((Field::VM_ENTRY_MSR_LOAD_ADDR, LIST));
@@ -370,4 +541,64 @@ fn without_vmx_its_instructions_do_not_exist() {
     processor.run(&mut ram, &mut Nothing, 10);
     let rip = processor.read_state(0).rip;
     assert_eq!((rip - support::HANDLERS) / 16, 6, "#UD");
+}
+
+/// A dump of a profile's MSRs, as a tool would print it.
+fn dump(profile: &VmxProfile) -> String {
+    let lines = profile.caps.msrs();
+    lines
+        .map(|(msr, value)| format!("{msr:#x} {value:#018x}\n"))
+        .collect()
+}
+
+#[test]
+fn a_dump_of_a_processor_makes_a_processor_like_it() {
+    let model = <&Model>::default();
+    for whole in [VmxProfile::max(model), VmxProfile::kvm(model)] {
+        let choice = VmxChoice::from_dump(&dump(&whole)).unwrap();
+        assert_eq!(choice.profile(model).unwrap().as_deref(), Some(&whole));
+        let done = run(choice, true, &guest(), |_| ());
+        assert_eq!(done.exits.first().map(|exit| exit.0), Some(ORDINARY[0]));
+    }
+}
+
+#[test]
+fn a_profile_without_ept_has_none() {
+    let model = <&Model>::default();
+    let mut caps = VmxProfile::max(model).caps;
+    // EPT, and unrestricted guests and mode-based execution with it.
+    caps.proc2 &= !((1 << 1 | 1 << 7 | 1 << 22) << 32);
+    caps.ept_vpid &= !0xffff_ffff;
+    // A revision that is nobody's here.
+    caps.basic = caps.basic & !0x7fff_ffff | 4;
+    let choice = VmxChoice::Msrs(caps.msrs().collect());
+    let profile = choice.profile(model).unwrap().unwrap();
+    assert_eq!(profile.caps.revision(), profile.layout.revision());
+    let refused = run(choice.clone(), true, &guest(), |_| ());
+    assert!(refused.exits.is_empty(), "the entry fails");
+    let done = run(choice, false, &guest(), |_| ());
+    assert_eq!(done.exits.len(), 5);
+}
+
+#[test]
+fn a_profile_that_asks_for_too_much_is_refused_with_the_list() {
+    let model = <&Model>::default();
+    let mut caps = VmxProfile::max(model).caps;
+    // SMM monitor, Intel PT in a guest.
+    caps.basic |= 1 << 49;
+    caps.proc2 |= (1 << 24) << 32;
+    // CR4.VMXE need not be 1.
+    caps.cr4_fixed0 = 0;
+    let choice = VmxChoice::Msrs(caps.msrs().collect());
+    let error = choice.profile(model).unwrap_err();
+    assert_eq!(error.0.len(), 3, "{error}");
+    let text = error.to_string();
+    for part in [
+        "proc2.24",
+        "IA32_VMX_BASIC bit 49",
+        "IA32_VMX_CR4_FIXED0 bit 13",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(VmxChoice::from_dump("0x480 zz").is_err());
 }

@@ -1,31 +1,33 @@
 //! Wild guests: any bytes become code, page tables, descriptors and registers in any mode. The
 //! processor may do with them what it likes but panic, hang, or let the length of its blocks show.
 
+use std::sync::Arc;
+
 use hypernest_cpu::{
     Activity, Bus, DeliveryMode, InterruptMessage, Model, Processor, ProcessorConfig, Ram,
-    SegmentState, Stop, TableState, Tick, VcpuState,
+    SegmentState, Stop, TableState, Tick, VcpuState, VmxProfile,
 };
 
 const RAM_SIZE: u64 = 0x4_0000;
-const IDT: u64 = 0x1000;
-const GDT: u64 = 0x2000;
-const TSS: u64 = 0x3000;
+pub(crate) const IDT: u64 = 0x1000;
+pub(crate) const GDT: u64 = 0x2000;
+pub(crate) const TSS: u64 = 0x3000;
 const HANDLERS: u64 = 0x4000;
-const CODE: u64 = 0x8000;
-const DATA: u64 = 0x1_0000;
+pub(crate) const CODE: u64 = 0x8000;
+pub(crate) const DATA: u64 = 0x1_0000;
 /// Page tables: 4-level, 32-bit, PAE.
-const LONG_TABLES: u64 = 0x2_0000;
+pub(crate) const LONG_TABLES: u64 = 0x2_0000;
 const SHORT_TABLES: u64 = 0x2_4000;
-const PAE_TABLES: u64 = 0x2_6000;
+pub(crate) const PAE_TABLES: u64 = 0x2_6000;
 const TABLES_END: u64 = 0x2_a000;
 /// Ticks of a run.
 const BUDGET: Tick = 2_000;
 
 /// What `data` still has to give; zeros when it is used up.
-struct Source<'a>(&'a [u8]);
+pub(crate) struct Source<'a>(pub(crate) &'a [u8]);
 
 impl Source<'_> {
-    fn byte(&mut self) -> u8 {
+    pub(crate) fn byte(&mut self) -> u8 {
         let Some((first, rest)) = self.0.split_first() else {
             return 0;
         };
@@ -33,12 +35,12 @@ impl Source<'_> {
         *first
     }
 
-    fn value(&mut self) -> u64 {
+    pub(crate) fn value(&mut self) -> u64 {
         (0..8).fold(0, |all, n| all | u64::from(self.byte()) << (8 * n))
     }
 
     /// A number that means something to a guest: an address in RAM, a boundary, or anything.
-    fn number(&mut self) -> u64 {
+    pub(crate) fn number(&mut self) -> u64 {
         let kind = self.byte();
         let small = u64::from(self.byte());
         match kind & 7 {
@@ -112,7 +114,7 @@ impl Bus for Noise {
 
 /// The modes a guest can start in.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Start {
+pub(crate) enum Start {
     Real,
     Protected16,
     Protected32,
@@ -123,16 +125,19 @@ enum Start {
 }
 
 /// A guest, ready to run any number of times.
-struct Guest {
-    ram: Vec<u8>,
-    state: VcpuState,
-    cpus: u32,
-    model: &'static Model,
-    interrupts: u8,
-    messages: u8,
+pub(crate) struct Guest {
+    pub ram: Vec<u8>,
+    pub state: VcpuState,
+    pub cpus: u32,
+    pub model: &'static Model,
+    pub vmx: Option<Arc<VmxProfile>>,
+    pub interrupts: u8,
+    pub messages: u8,
+    /// Ticks of a run.
+    pub budget: Tick,
 }
 
-fn put(ram: &mut [u8], address: u64, value: u64) {
+pub(crate) fn put(ram: &mut [u8], address: u64, value: u64) {
     let at = address as usize;
     if let Some(place) = ram.get_mut(at..at + 8) {
         place.copy_from_slice(&value.to_le_bytes());
@@ -183,8 +188,10 @@ impl Guest {
             state: VcpuState::reset(0, &models[0]),
             cpus: 1 + u32::from(options >> 7),
             model: &models[usize::from(source.byte()) % models.len()],
+            vmx: None,
             interrupts: source.byte() & 7,
             messages: source.byte() & 63,
+            budget: BUDGET,
         };
         guest.state = VcpuState::reset(0, guest.model);
         guest.tables(start);
@@ -216,7 +223,7 @@ impl Guest {
     }
 
     /// Everything valid to begin with: descriptors, gates, identity page tables.
-    fn tables(&mut self, start: Start) {
+    pub(crate) fn tables(&mut self, start: Start) {
         let ram = &mut self.ram;
         for (n, s) in flat_segments().iter().enumerate() {
             put(ram, GDT + 8 * (n as u64 + 1), descriptor(s));
@@ -275,7 +282,7 @@ impl Guest {
         put(ram, SHORT_TABLES, first);
     }
 
-    fn registers(&mut self, start: Start, options: u8, source: &mut Source) {
+    pub(crate) fn registers(&mut self, start: Start, options: u8, source: &mut Source) {
         let state = &mut self.state;
         state.activity = Activity::Active;
         for gpr in &mut state.gpr {
@@ -371,7 +378,7 @@ impl Guest {
             cpus: self.cpus,
             model: self.model,
             block_length,
-            vmx: None,
+            vmx: self.vmx.clone(),
         })
         .ok()?;
         let mut state = self.state.clone();
@@ -380,7 +387,7 @@ impl Guest {
             state.cr4 &= 0x6b0; // OSXMMEXCPT, OSFXSR, PGE, PAE, PSE
             processor.write_state(0, &state).ok()?;
         }
-        let mut ram = Ram::new(RAM_SIZE).ok()?;
+        let mut ram = Ram::new(self.ram.len() as u64).ok()?;
         ram.bytes_mut().copy_from_slice(&self.ram);
         let mut bus = Noise {
             last: 0,
@@ -389,7 +396,7 @@ impl Guest {
         };
         let mut stop = Stop::Deadline;
         for slice in 1..=4 {
-            let until = BUDGET / 4 * slice;
+            let until = self.budget / 4 * slice;
             stop = processor.run(&mut ram, &mut bus, until);
             assert!(processor.now() <= until, "ran past the deadline");
             if stop != Stop::Deadline {
@@ -437,7 +444,11 @@ pub struct Ending {
 /// Runs the guest that `data` describes with blocks of one instruction and of many. Panics where
 /// the processor does, and where the two differ. `None` where no processor can be in such a state.
 pub fn run(data: &[u8]) -> Option<Ending> {
-    let guest = Guest::new(data);
+    run_twice(&Guest::new(data)).map(|(ending, ..)| ending)
+}
+
+/// Runs a guest as [`run`] does: also the first vCPU and memory at the end.
+pub(crate) fn run_twice(guest: &Guest) -> Option<(Ending, VcpuState, Vec<u8>)> {
     let single = guest.run(1)?;
     let many = guest.run(64).expect("the same state");
     assert_eq!(single.3, many.3, "blocks change the reason to stop");
@@ -446,8 +457,9 @@ pub fn run(data: &[u8]) -> Option<Ending> {
         assert_eq!(a, b, "blocks change the state");
     }
     assert!(single.1 == many.1, "blocks change memory");
-    Some(Ending {
+    let ending = Ending {
         now: single.2,
         stop: single.3,
-    })
+    };
+    Some((ending, single.0.into_iter().next()?, single.1))
 }

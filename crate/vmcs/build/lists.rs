@@ -148,9 +148,10 @@ pub fn exit_reasons(table: &Table) -> String {
         };
         writeln!(
             list,
-            "    ExitReasonInfo {{ reason: ExitReason({number}), name: {:?}, description: {:?}, \
+            "    ExitReasonInfo {{ reason: ExitReason({number}), ident: {:?}, name: {:?}, description: {:?}, \
              qualification: {:?}, instruction_length: Validity::{length}, \
              instruction_information: Validity::{information}, entry_failure: {}, caused_by: {:?} }},",
+            row.get("ident"),
             row.get("sdm_name"),
             row.get("description"),
             match row.get("has_exit_qualification") {
@@ -216,4 +217,32 @@ pub fn checks(table: &Table) -> String {
         "/// Every row of `vmx_checks.csv`, in file order, which is the manual's.\n\
          pub static CHECK_ROWS: &[CheckRow; {count}] = &[\n{list}];\n"
     )
+}
+
+/// `nested_state_abi.csv`: the checks that `KVM_SET_NESTED_STATE` and its neighbours make.
+pub fn nested_state(table: &Table) -> String {
+    let mut list = String::from("static STEPS: &[Step] = &[\n");
+    for row in table
+        .rows()
+        .filter(|row| row.get("kind").starts_with("check_"))
+    {
+        let number = row
+            .get("name")
+            .trim_start_matches("step_")
+            .trim_start_matches('0');
+        let errno = match row.get("value").split(' ').next().unwrap_or_default() {
+            "EFAULT" => "Some(Errno::Fault)",
+            "EINVAL" => "Some(Errno::Invalid)",
+            "ENOMEM" => "Some(Errno::NoMemory)",
+            "E2BIG" => "Some(Errno::TooBig)",
+            _ => "None",
+        };
+        let words = row.get("description");
+        writeln!(
+            list,
+            "    Step {{ number: {number}, errno: {errno}, words: {words:?} }},"
+        )
+        .unwrap();
+    }
+    list + "];\n"
 }

@@ -35,8 +35,12 @@ fn main() {
     );
     emit("check_rows.rs", &lists::checks(&Table::read("vmx_checks")));
     emit(
+        "nested_state.rs",
+        &lists::nested_state(&Table::read("nested_state_abi")),
+    );
+    emit(
         "layouts.rs",
-        &layouts::generate(&fields, &Table::read("layout_kvm_11e57ed0")),
+        &layouts::generate(&fields, &Table::read("layouts")),
     );
 }
 

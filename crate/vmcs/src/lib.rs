@@ -25,12 +25,16 @@ extern crate alloc;
 mod caps;
 pub mod checks;
 mod control;
+mod dump;
 mod exit_reason;
 mod field;
+mod identify;
 mod instruction_error;
 mod layout;
+pub mod nested_state;
 #[cfg(test)]
 mod testing;
+mod translate;
 mod vmcs;
 
 pub use caps::{
@@ -40,8 +44,12 @@ pub use caps::{
 pub use control::{
     Control, ControlBit, ControlId, entry, exit, exit2, pin, proc1, proc2, proc3, vmfunc,
 };
+pub use dump::{Dump, DumpTextError};
 pub use exit_reason::{ExitReason, ExitReasonInfo, Validity};
 pub use field::{Exists, Field, FieldSet, Kind, Width, group};
+pub use identify::{Candidate, Evidence, identify};
 pub use instruction_error::InstructionError;
-pub use layout::{Layout, LayoutError, Slot, revision};
+pub use layout::{LaunchState, Layout, LayoutError, Slot, TableError, TableProblem, revision};
+pub use nested_state::NestedState;
+pub use translate::{Fate, Losses, TranslateError, Translation};
 pub use vmcs::Vmcs;

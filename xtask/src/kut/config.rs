@@ -20,6 +20,8 @@ pub struct Test {
     disabled_if: String,
     /// Seconds.
     pub timeout: Option<u64>,
+    /// Whether it asks KVM for something if it is told of a test device. There is no KVM here to answer.
+    pub calls_kvm: bool,
 }
 
 /// Every section, in the file's order.
@@ -62,7 +64,10 @@ pub fn parse(text: &str) -> Vec<Test> {
             value = whole;
         }
         match key.trim() {
-            "file" => test.file = value,
+            "file" => {
+                test.calls_kvm = value == "apic.flat";
+                test.file = value;
+            }
             "smp" => test.smp = value.parse().unwrap_or(1),
             "test_args" => test.args = shell_words(&value).join(" "),
             "extra_params" | "qemu_params" => {
@@ -145,6 +150,29 @@ impl Test {
         (!tests_dir.join(&self.file).is_file()).then(|| format!("{} was not built", self.file))
     }
 
+    /// The sub-test `name` of this file, by itself, whatever would keep this section from running.
+    pub fn alone(&self, name: &str) -> Test {
+        Test {
+            name: name.into(),
+            args: name.into(),
+            groups: String::new(),
+            check: String::new(),
+            disabled_if: String::new(),
+            ..self.clone()
+        }
+    }
+
+    /// Name of the file that keeps its output.
+    pub fn log_name(&self) -> String {
+        format!("{}.log", self.name.replace('/', "-"))
+    }
+
+    /// Whether the test wants VMX.
+    pub fn wants_vmx(&self) -> bool {
+        let wanted = self.param("-cpu").unwrap_or("");
+        wanted.split(',').any(|feature| feature == "+vmx")
+    }
+
     fn param(&self, option: &str) -> Option<&str> {
         let mut words = self.params.split_whitespace();
         words.find(|word| *word == option)?;
@@ -175,12 +203,6 @@ impl Test {
         }
     }
 
-    /// Whether the test makes a KVM hypercall if it is told of a test device. There is no KVM
-    /// here to answer.
-    pub fn calls_kvm(&self) -> bool {
-        self.file == "apic.flat"
-    }
-
     /// What the test would have QEMU's processor do without, and our model does not. The models
     /// are whole: these stay.
     pub fn removed_features(&self) -> Vec<&str> {
@@ -197,7 +219,7 @@ impl Test {
     }
 }
 
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
+pub fn glob(pattern: &[u8], text: &[u8]) -> bool {
     match pattern.split_first() {
         None => text.is_empty(),
         Some((b'*', rest)) => (0..=text.len()).any(|at| glob(rest, &text[at..])),
@@ -223,7 +245,7 @@ groups = apic slow
 
 [old]
 file = access_test.flat
-extra_params = -cpu max -append \"a  'b\"
+extra_params = -cpu max,+vmx -append \"a  'b\"
 [args]
 file = v.flat
 test_args = \"-x y*\" z
@@ -248,6 +270,7 @@ arch = i386
             (xapic.model(), xapic.removed_features(), xapic.memory_mib()),
             ("baseline", vec![], 2048)
         );
+        assert!(xapic.calls_kvm && !xapic.wants_vmx() && tests[1].wants_vmx());
         assert_eq!(
             (tests[1].args.as_str(), tests[1].memory_mib(), tests[1].smp),
             ("a  'b", 128, 1)

@@ -212,7 +212,7 @@ impl Apic {
 }
 
 /// End of interrupt: the highest in service; told to the I/O APICs where it was level-triggered.
-fn end_of_interrupt(x: &mut Ctx) {
+pub(crate) fn end_of_interrupt(x: &mut Ctx) {
     let state = &mut x.cpu.apic.state;
     let Some(vector) = highest(&state.isr) else {
         return;

@@ -12,7 +12,7 @@ use crate::trap::{Exec, UD};
 /// Instructions with a VEX prefix exist only in protected mode (Vol. 2A, "Instruction Exception
 /// Specification", type 13).
 pub(super) fn vex(x: &Ctx) -> Exec {
-    if !x.cpu.protected() || x.cpu.flags.rest & bit::VM != 0 {
+    if x.cpu.uses_paragraphs() {
         return Err(UD);
     }
     Ok(())

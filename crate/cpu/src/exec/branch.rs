@@ -2,7 +2,7 @@
 //!
 //! The target is checked before anything changes (Vol. 2, JMP, CALL, RET: near forms).
 
-use iced_x86::{Code, Instruction, MemorySize, Mnemonic, OpKind};
+use iced_x86::{Code, FlowControl, Instruction, MemorySize, Mnemonic, OpKind};
 
 use super::alu::by_width;
 use crate::flags::Width;
@@ -30,6 +30,25 @@ pub(super) fn condition(x: &Ctx, i: &Instruction) -> bool {
     x.cpu
         .flags
         .condition((i.condition_code() as u8).wrapping_sub(1))
+}
+
+/// Whether `i` transfers control when it completes: a taken branch, as single-stepping on branches counts
+/// them (Vol. 3B, "Single-Stepping on Branches"). Interrupts are none, nor are VM entries.
+pub(crate) fn is_taken(x: &Ctx, i: &Instruction) -> bool {
+    use FlowControl::*;
+    match i.flow_control() {
+        Call => !matches!(
+            i.mnemonic(),
+            Mnemonic::Vmlaunch | Mnemonic::Vmresume | Mnemonic::Vmcall | Mnemonic::Vmmcall
+        ),
+        UnconditionalBranch | IndirectBranch | Return | IndirectCall => true,
+        ConditionalBranch => match i.mnemonic() {
+            Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne => loop_counter(x, i).1,
+            Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz => count_is_zero(x, i),
+            _ => condition(x, i),
+        },
+        Next | Interrupt | Exception | XbeginXabortXend => false,
+    }
 }
 
 /// Target and operand size of a near branch.
@@ -80,8 +99,18 @@ pub(super) fn ret(x: &mut Ctx, i: &Instruction) -> Exec {
     Ok(())
 }
 
-/// LOOP, LOOPE, LOOPNE. The counter's width is the address size.
+/// LOOP, LOOPE, LOOPNE.
 pub(super) fn loop_(x: &mut Ctx, i: &Instruction) -> Exec {
+    let ((width, count), taken) = loop_counter(x, i);
+    if taken {
+        jmp(x, i)?;
+    }
+    x.cpu.set_gpr(RCX, width, count);
+    Ok(())
+}
+
+/// What a LOOP makes of its counter, whose width is the address size, and whether it jumps.
+fn loop_counter(x: &Ctx, i: &Instruction) -> ((usize, u64), bool) {
     use Code::*;
     let width = match i.code() {
         Loop_rel8_16_CX | Loop_rel8_32_CX | Loope_rel8_16_CX | Loope_rel8_32_CX
@@ -96,24 +125,24 @@ pub(super) fn loop_(x: &mut Ctx, i: &Instruction) -> Exec {
         Mnemonic::Loopne => !x.cpu.flags.zf(),
         _ => true,
     };
-    if count != 0 && also {
-        jmp(x, i)?;
-    }
-    x.cpu.set_gpr(RCX, width, count);
-    Ok(())
+    ((width, count), count != 0 && also)
 }
 
 /// JCXZ, JECXZ, JRCXZ.
 pub(super) fn jump_if_count_zero(x: &mut Ctx, i: &Instruction) -> Exec {
+    if count_is_zero(x, i) {
+        jmp(x, i)?;
+    }
+    Ok(())
+}
+
+fn count_is_zero(x: &Ctx, i: &Instruction) -> bool {
     let width = match i.mnemonic() {
         Mnemonic::Jcxz => 2,
         Mnemonic::Jecxz => 4,
         _ => 8,
     };
-    if x.cpu.gpr[RCX] & mask(width) == 0 {
-        jmp(x, i)?;
-    }
-    Ok(())
+    x.cpu.gpr[RCX] & mask(width) == 0
 }
 
 /// PAUSE: a spin-wait gives its turn to the vCPU it waits for.

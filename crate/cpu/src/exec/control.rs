@@ -12,6 +12,7 @@ use crate::paging::{self, Access};
 use crate::save::{DR6_FIXED, DR7_FIXED};
 use crate::trap::{Exec, Fault, GP0, UD};
 use crate::vcpu::{Seg, cr, reg};
+use crate::vmx;
 
 /// Bits of CR0 that exist.
 pub(crate) const CR0_BITS: u64 = cr::CR0_PE
@@ -62,7 +63,7 @@ pub(super) fn mov(x: &mut Ctx, i: &Instruction) -> Exec {
         Register::CR2 => x.cpu.cr2,
         Register::CR3 => x.cpu.cr3,
         Register::CR4 => visible_cr4(x),
-        _ => x.cpu.apic.cr8(),
+        _ => vmx::apic::read_cr8(x).unwrap_or_else(|| x.cpu.apic.cr8()),
     };
     x.cpu.set_reg(general, value);
     Ok(())
@@ -74,7 +75,10 @@ pub(crate) fn uses_pdptes(cr0: u64, cr4: u64, efer: u64) -> bool {
 }
 
 fn load_pdptes(x: &mut Ctx, cr3: u64) -> Exec {
-    x.cpu.pdpte = paging::load_pdptes(x.cpu, x.ram, cr3).map_err(|miss| x.missed(miss))?;
+    let mut marks = x.cpu.vmx.marks();
+    let loaded = paging::load_pdptes(x.cpu, x.ram, cr3, &mut marks);
+    x.cpu.vmx.marked(&marks);
+    x.cpu.pdpte = loaded.map_err(|miss| x.missed(miss))?;
     Ok(())
 }
 
@@ -235,8 +239,10 @@ fn write_cr8(x: &mut Ctx, value: u64) -> Exec {
     if value > 15 {
         return Err(GP0);
     }
-    x.cpu.apic.set_cr8(value);
-    x.cpu.touched_outside();
+    if !vmx::apic::write_cr8(x, value) {
+        x.cpu.apic.set_cr8(value);
+        x.cpu.touched_outside();
+    }
     Ok(())
 }
 
@@ -428,7 +434,7 @@ mod tests {
         for value in [cr0 & !cr::CR0_PE, cr0 | cr::CR0_NW, cr0 | 1 << 32] {
             assert_eq!(write(&mut f, &TO_CR0, value), Err(GP0), "{value:x}");
         }
-        for value in [0, cr4 | 1, cr4 | 1 << 12, cr4 | 1 << 40] {
+        for value in [0, cr4 | 1 << 12, cr4 | 1 << 14, cr4 | 1 << 40] {
             assert_eq!(write(&mut f, &TO_CR4, value), Err(GP0), "{value:x}");
         }
         assert_eq!(write(&mut f, &TO_CR3, 1 << 40), Err(GP0));

@@ -4,6 +4,7 @@
 use hypernest_vmcs::pin;
 use iced_x86::{Code, Instruction, MemorySize, Mnemonic, OpKind};
 
+use super::task::{self, Source};
 use crate::descriptor::{Descriptor, is_null, kind, selector_code};
 use crate::flags::bit;
 use crate::mem::Ctx;
@@ -11,7 +12,8 @@ use crate::operand::mask;
 use crate::paging::Access;
 use crate::seg::{Stack, null_segment};
 use crate::state::SegmentState;
-use crate::trap::{Exec, Fault, GP0, Trap};
+use crate::trap::{Exec, Fault, GP0};
+use crate::v86;
 use crate::vcpu::{Seg, reg, rights};
 
 /// A far pointer: selector, offset, operand size.
@@ -66,12 +68,12 @@ fn gp(selector: u16) -> Fault {
     Fault::GeneralProtection(selector_code(selector))
 }
 
-/// Real mode: any selector goes, the offset must lie in the limit CS has.
+/// Real and virtual-8086 mode: any selector goes, the offset must lie in the limit CS has.
 fn jump_real(x: &mut Ctx, pointer: &Pointer) -> Exec {
     if pointer.offset > u64::from(x.cpu.seg(Seg::Cs).limit) {
         return Err(GP0);
     }
-    x.cpu.set_real_segment(Seg::Cs, pointer.selector);
+    x.cpu.load_paragraph(Seg::Cs, pointer.selector);
     x.cpu.rip = pointer.offset;
     x.cpu.refresh();
     Ok(())
@@ -80,7 +82,7 @@ fn jump_real(x: &mut Ctx, pointer: &Pointer) -> Exec {
 /// JMP far.
 pub(super) fn jmp(x: &mut Ctx, i: &Instruction) -> Exec {
     let pointer = operand(x, i)?;
-    if !x.cpu.protected() {
+    if x.cpu.uses_paragraphs() {
         return jump_real(x, &pointer);
     }
     let target = find_target(x, pointer.selector)?;
@@ -92,7 +94,7 @@ pub(super) fn jmp(x: &mut Ctx, i: &Instruction) -> Exec {
         x.enter_code(segment, cpl, pointer.offset);
         return Ok(());
     }
-    let gate = call_gate(x, pointer.selector, target)?;
+    let gate = call_gate(x, pointer.selector, target, Source::Jump, i.len() as u32)?;
     if !gate.target.is_conforming() && gate.target.dpl() != cpl {
         return Err(gp(gate.selector).into());
     }
@@ -108,7 +110,7 @@ pub(super) fn call(x: &mut Ctx, i: &Instruction) -> Exec {
     let size = pointer.size;
     let return_to = [u64::from(x.cpu.seg(Seg::Cs).selector), x.cpu.rip];
     let mut stack = x.current_stack(0);
-    if !x.cpu.protected() {
+    if x.cpu.uses_paragraphs() {
         if pointer.offset > u64::from(x.cpu.seg(Seg::Cs).limit) {
             return Err(GP0);
         }
@@ -131,7 +133,7 @@ pub(super) fn call(x: &mut Ctx, i: &Instruction) -> Exec {
         x.enter_code(segment, cpl, pointer.offset);
         return Ok(());
     }
-    let gate = call_gate(x, pointer.selector, target)?;
+    let gate = call_gate(x, pointer.selector, target, Source::Call, i.len() as u32)?;
     if !gate.target.is_conforming() && gate.target.dpl() < cpl {
         return call_inner(x, &gate);
     }
@@ -233,11 +235,17 @@ struct Gate {
     parameters: usize,
 }
 
-fn call_gate(x: &mut Ctx, selector: u16, gate: Descriptor) -> Exec<Gate> {
+fn call_gate(
+    x: &mut Ctx,
+    selector: u16,
+    gate: Descriptor,
+    source: Source,
+    length: u32,
+) -> Exec<Gate> {
     let long = x.cpu.long_mode();
     let fault = gp(selector);
     let (cpl, rpl) = (x.cpu.cpl, (selector & 3) as u8);
-    let (size, task) = match gate.kind() {
+    let (size, is_task) = match gate.kind() {
         _ if !gate.is_system() => return Err(fault.into()),
         kind::CALL => (if long { 8 } else { 4 }, false),
         kind::CALL16 if !long => (2, false),
@@ -248,8 +256,8 @@ fn call_gate(x: &mut Ctx, selector: u16, gate: Descriptor) -> Exec<Gate> {
         return Err(fault.into());
     }
     present(selector, gate)?;
-    if task {
-        return Err(Trap::Unimplemented("task switch"));
+    if is_task {
+        return Err(task::far(x, selector, gate, source, length));
     }
     let mut offset = gate.gate_offset();
     if long {
@@ -289,7 +297,7 @@ pub(super) fn ret(x: &mut Ctx, i: &Instruction) -> Exec {
     let word = size as u64;
     let offset = x.peek_stack(0, size)?;
     let selector = x.peek_stack(word, size)? as u16;
-    if !x.cpu.protected() {
+    if x.cpu.uses_paragraphs() {
         let pointer = Pointer {
             selector,
             offset,
@@ -372,14 +380,18 @@ fn return_outer(
 
 /// IRET, IRETD, IRETQ.
 pub(super) fn iret(x: &mut Ctx, i: &Instruction) -> Exec {
+    x.cpu.vmx.iret_unblocked_nmis = false;
+    iret_inner(x, i)?;
+    x.cpu.vmx.iret_unblocked_nmis = false;
+    Ok(())
+}
+
+fn iret_inner(x: &mut Ctx, i: &Instruction) -> Exec {
     let size = match i.mnemonic() {
         Mnemonic::Iret => 2,
         Mnemonic::Iretd => 4,
         _ => 8,
     };
-    if x.cpu.flags.rest & bit::VM != 0 {
-        return Err(Trap::Unimplemented("IRET in virtual-8086 mode"));
-    }
     // NMIs are let in again even where IRET faults.
     let cpu = &mut *x.cpu;
     let guest = cpu.vmx.non_root;
@@ -395,21 +407,32 @@ pub(super) fn iret(x: &mut Ctx, i: &Instruction) -> Exec {
         && *blocked
     {
         *blocked = false;
+        cpu.vmx.iret_unblocked_nmis = guest;
         cpu.leave_block = true;
     }
-    if x.cpu.protected() && x.cpu.flags.rest & bit::NT != 0 {
+    if !x.cpu.uses_paragraphs() && x.cpu.flags.rest & bit::NT != 0 {
         return Err(if x.cpu.long_mode() {
             GP0
         } else {
-            Trap::Unimplemented("return from a nested task")
+            task::iret(x, i.len() as u32)
         });
     }
+    let virtual_flags = v86::flags_are_virtual(x, size)?;
     let word = size as u64;
-    let rip = x.peek_stack(0, size)?;
-    let selector = x.peek_stack(word, size)? as u16;
-    let popped = x.peek_stack(2 * word, size)?;
-    let flags = returned_flags(x, popped, size);
-    if !x.cpu.protected() {
+    let at_once: Option<[u64; 5]> = if size == 8 { x.peek_words() } else { None };
+    let pop = |x: &mut Ctx, n: usize| match at_once {
+        Some(words) => Ok(words[n]),
+        None => x.peek_stack(n as u64 * word, size),
+    };
+    let rip = pop(x, 0)?;
+    let selector = pop(x, 1)? as u16;
+    let popped = pop(x, 2)?;
+    let flags = if virtual_flags {
+        v86::taken_flags(x, popped)?
+    } else {
+        returned_flags(x, popped, size)
+    };
+    if x.cpu.uses_paragraphs() {
         let pointer = Pointer {
             selector,
             offset: rip,
@@ -421,7 +444,7 @@ pub(super) fn iret(x: &mut Ctx, i: &Instruction) -> Exec {
         return Ok(());
     }
     if size >= 4 && popped & bit::VM != 0 && x.cpu.cpl == 0 && !x.cpu.long_mode() {
-        return Err(Trap::Unimplemented("virtual-8086 mode"));
+        return to_v86(x, rip, selector, flags | bit::VM);
     }
     let (target, rpl) = return_target(x, selector)?;
     let to_long = x.cpu.long_mode() && target.is_long_code();
@@ -433,13 +456,39 @@ pub(super) fn iret(x: &mut Ctx, i: &Instruction) -> Exec {
         x.enter_code(segment, rpl, rip);
         return Ok(());
     }
-    let rsp = x.peek_stack(3 * word, size)?;
-    let ss = x.peek_stack(4 * word, size)? as u16;
+    let rsp = pop(x, 3)?;
+    let ss = pop(x, 4)? as u16;
     let stack = outer_stack(x, ss, rpl, to_long)?;
     x.check_entry(target, rip, 0)?;
     let segment = x.accessed(selector, target)?;
     x.cpu.flags.set(flags);
     return_outer(x, segment, rpl, rip, stack, rsp, to_long);
+    Ok(())
+}
+
+/// IRETD from level 0 to virtual-8086 mode: all segment registers come from the stack.
+fn to_v86(x: &mut Ctx, rip: u64, selector: u16, flags: u64) -> Exec {
+    let mut rest = [0; 6];
+    for (n, slot) in rest.iter_mut().enumerate() {
+        *slot = x.peek_stack(12 + 4 * n as u64, 4)?;
+    }
+    if rip > 0xffff {
+        return Err(GP0);
+    }
+    let [rsp, ss, es, ds, fs, gs] = rest;
+    for (seg, selector) in [
+        (Seg::Cs, u64::from(selector)),
+        (Seg::Ss, ss),
+        (Seg::Es, es),
+        (Seg::Ds, ds),
+        (Seg::Fs, fs),
+        (Seg::Gs, gs),
+    ] {
+        *x.cpu.seg_mut(seg) = v86::segment(selector as u16);
+    }
+    x.cpu.set_gpr(reg::RSP, 4, rsp);
+    x.cpu.rip = rip;
+    x.cpu.set_rflags(flags);
     Ok(())
 }
 
@@ -465,6 +514,7 @@ fn returned_flags(x: &Ctx, popped: u64, size: usize) -> u64 {
 mod tests {
     use super::*;
     use crate::testing::{CODE, Fixture, STACK, STACK0, sel};
+    use crate::trap::Trap;
     use crate::vcpu::CodeSize;
 
     const RETFQ: [u8; 2] = [0x48, 0xcb];

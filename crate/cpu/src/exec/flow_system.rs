@@ -273,34 +273,6 @@ pub(super) fn mwait(x: &mut Ctx) -> Exec {
     Ok(())
 }
 
-/// #GP(0) where IOPL does not let the current level change IF.
-fn may_change_if(x: &Ctx) -> Exec {
-    let iopl = (x.cpu.flags.rest & bit::IOPL) >> 12;
-    if u64::from(x.cpu.cpl) <= iopl {
-        Ok(())
-    } else {
-        Err(GP0)
-    }
-}
-
-/// CLI.
-pub(super) fn cli(x: &mut Ctx) -> Exec {
-    may_change_if(x)?;
-    x.cpu.flags.rest &= !bit::IF;
-    Ok(())
-}
-
-/// STI: the instruction after it is not interrupted.
-pub(super) fn sti(x: &mut Ctx) -> Exec {
-    may_change_if(x)?;
-    if x.cpu.flags.rest & bit::IF == 0 {
-        x.cpu.flags.rest |= bit::IF;
-        x.cpu.sti_shadow = true;
-        x.cpu.leave_block = true;
-    }
-    Ok(())
-}
-
 /// STAC and CLAC.
 pub(super) fn set_ac(x: &mut Ctx, ac: bool) -> Exec {
     if x.cpu.cpl > 0 {

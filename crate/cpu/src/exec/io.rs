@@ -19,7 +19,8 @@ const BITMAP_POINTER: u64 = 0x66;
 pub(crate) fn permit(x: &mut Ctx, port: u16, size: usize) -> Exec {
     let rflags = x.cpu.flags.rest;
     let iopl = (rflags & bit::IOPL) >> 12;
-    let free = !x.cpu.protected() || rflags & bit::VM == 0 && u64::from(x.cpu.cpl) <= iopl;
+    // A program in virtual-8086 mode has the bitmap alone.
+    let free = !x.cpu.protected() || !x.cpu.v86() && u64::from(x.cpu.cpl) <= iopl;
     if free {
         return Ok(());
     }

@@ -6,7 +6,7 @@
 
 mod alu;
 mod bits;
-mod branch;
+pub(crate) mod branch;
 pub(crate) mod control;
 pub(crate) mod cpuid;
 mod far;
@@ -20,6 +20,7 @@ mod sse;
 mod stack;
 pub(crate) mod string;
 mod system;
+pub(crate) mod task;
 mod x87;
 mod xsave;
 
@@ -27,7 +28,7 @@ use iced_x86::{Instruction, Mnemonic};
 
 use crate::mem::Ctx;
 use crate::trap::{Exec, UD};
-use crate::vmx;
+use crate::{v86, vmx};
 
 /// Whether `i` is a string instruction that repeats, so that it may take more than one tick.
 pub(crate) fn is_repeated(i: &Instruction) -> bool {
@@ -192,8 +193,8 @@ pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
         Hlt => flow_system::hlt(x),
         Monitor => flow_system::monitor(x, i),
         Mwait => flow_system::mwait(x),
-        Cli => flow_system::cli(x),
-        Sti => flow_system::sti(x),
+        Cli => v86::cli(x),
+        Sti => v86::sti(x),
         Stac => flow_system::set_ac(x, true),
         Clac => flow_system::set_ac(x, false),
         Rdtsc => flow_system::rdtsc(x),
@@ -217,18 +218,8 @@ pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
         Rsm => Err(UD),
 
         // ---- virtualization ----
-        Vmxon => vmx::operation::vmxon(x, i),
-        Vmxoff => vmx::operation::vmxoff(x),
-        Vmclear => vmx::operation::vmclear(x, i),
-        Vmptrld => vmx::operation::vmptrld(x, i),
-        Vmptrst => vmx::operation::vmptrst(x, i),
-        Vmread => vmx::operation::vmread(x, i),
-        Vmwrite => vmx::operation::vmwrite(x, i),
-        Vmcall => vmx::operation::vmcall(x),
-        Vmlaunch => vmx::entry::vm_entry(x, false),
-        Vmresume => vmx::entry::vm_entry(x, true),
-        Invept => vmx::operation::invalidate(x, i, true),
-        Invvpid => vmx::operation::invalidate(x, i, false),
+        Vmxon | Vmxoff | Vmclear | Vmptrld | Vmptrst | Vmread | Vmwrite | Vmcall | Vmfunc
+        | Vmlaunch | Vmresume | Invept | Invvpid => vmx::instruction(x, i),
 
         // ----
         INVALID | Ud0 | Ud1 | Ud2 => Err(UD),

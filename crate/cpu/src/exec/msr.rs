@@ -7,6 +7,7 @@ use crate::model::{Feature, Vendor};
 use crate::state::MsrState;
 use crate::trap::{Exec, GP0};
 use crate::vcpu::{Seg, Vcpu, cr, reg};
+use crate::vmx;
 
 /// Whether every byte of a PAT is a memory type (Vol. 3A, "IA32_PAT MSR").
 pub(crate) fn pat_is_valid(pat: u64) -> bool {
@@ -24,7 +25,11 @@ fn mtrr_type_is_valid(kind: u8) -> bool {
 const MTRR_CAP: u64 = 8 | 1 << 8 | 1 << 10;
 const MTRR_DEF_TYPE_BITS: u64 = 0xff | 1 << 10 | 1 << 11;
 /// IA32_DEBUGCTL: record branches.
-pub(crate) const DEBUGCTL_LBR: u64 = 1;
+const DEBUGCTL_LBR: u64 = 1;
+/// IA32_DEBUGCTL: TF traps after taken branches only.
+pub(crate) const DEBUGCTL_BTF: u64 = 1 << 1;
+/// Bits of IA32_DEBUGCTL that can be set.
+pub(crate) const DEBUGCTL_BITS: u64 = DEBUGCTL_LBR | DEBUGCTL_BTF;
 /// Fast strings and xTPR messages; the rest of IA32_MISC_ENABLE tells what there is.
 const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 23;
 /// RDCL_NO, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO,
@@ -187,7 +192,7 @@ static TABLE: &[Row] = &[
         0x1d9,
         "IA32_DEBUGCTL",
         field!(debugctl),
-        Rule::Bits(DEBUGCTL_LBR),
+        Rule::Bits(DEBUGCTL_BITS),
     ),
     row(0x277, "IA32_PAT", field!(pat), Rule::Check(pat_is_valid)).needs(Feature::Pat),
     row(
@@ -263,7 +268,11 @@ fn is_idle_counter(x: &Ctx, number: u32) -> bool {
 /// RDMSR.
 pub(super) fn rdmsr(x: &mut Ctx) -> Exec {
     privileged(x)?;
-    let value = read(x, x.cpu.gpr[reg::RCX] as u32)?;
+    let number = x.cpu.gpr[reg::RCX] as u32;
+    let value = match vmx::apic::read_msr(x, number) {
+        Some(value) => value,
+        None => read(x, number)?,
+    };
     x.cpu.gpr[reg::RAX] = value & 0xffff_ffff;
     x.cpu.gpr[reg::RDX] = value >> 32;
     Ok(())
@@ -273,7 +282,11 @@ pub(super) fn rdmsr(x: &mut Ctx) -> Exec {
 pub(super) fn wrmsr(x: &mut Ctx) -> Exec {
     privileged(x)?;
     let value = x.cpu.gpr[reg::RDX] << 32 | x.cpu.gpr[reg::RAX] & 0xffff_ffff;
-    write(x, x.cpu.gpr[reg::RCX] as u32, value)
+    let number = x.cpu.gpr[reg::RCX] as u32;
+    if vmx::apic::write_msr(x, number, value)? {
+        return Ok(());
+    }
+    write(x, number, value)
 }
 
 /// The value of a register.
@@ -376,8 +389,12 @@ fn def_type_is_valid(value: u64) -> bool {
 impl Vcpu {
     /// Time-stamp counter at a tick.
     pub fn tsc(&self, now: crate::Tick) -> u64 {
+        self.vmx.controls.guest_tsc(self.host_tsc(now))
+    }
+
+    /// The counter itself, whatever a guest sees of it.
+    pub fn host_tsc(&self, now: crate::Tick) -> u64 {
         now.wrapping_add(self.msrs.tsc_offset)
-            .wrapping_add(self.vmx.controls.tsc_offset)
     }
 }
 
@@ -385,9 +402,10 @@ fn tsc(x: &mut Ctx) -> u64 {
     x.cpu.tsc(x.now)
 }
 
-/// A write to the TSC moves IA32_TSC_ADJUST by as much (Vol. 3B, "Time-Stamp Counter Adjustment").
+/// A write to the TSC moves IA32_TSC_ADJUST by as much (Vol. 3B, "Time-Stamp Counter Adjustment"). In
+/// a guest too, it is the counter itself that is written.
 fn set_tsc(x: &mut Ctx, value: u64) -> Exec {
-    let moved = value.wrapping_sub(tsc(x));
+    let moved = value.wrapping_sub(x.cpu.host_tsc(x.now));
     move_tsc(x, moved);
     Ok(())
 }

@@ -6,7 +6,8 @@ use crate::flags::bit;
 use crate::mem::Ctx;
 use crate::operand::{Place, mask, segment_of};
 use crate::paging::Access;
-use crate::trap::{Exec, GP0};
+use crate::trap::Exec;
+use crate::v86;
 use crate::vcpu::{Seg, reg};
 
 /// PUSH of a register, immediate, memory operand or segment register (zero-extended, as
@@ -77,21 +78,27 @@ fn iopl(rflags: u64) -> u64 {
 
 /// PUSHF, PUSHFD, PUSHFQ.
 pub(super) fn pushf(x: &mut Ctx, i: &Instruction) -> Exec {
-    let rflags = x.cpu.flags.get();
-    if rflags & bit::VM != 0 && iopl(rflags) < 3 {
-        return Err(GP0);
-    }
-    x.push(flags_size(i), rflags & !(bit::VM | bit::RF))
+    let size = flags_size(i);
+    let rflags = if v86::flags_are_virtual(x, size)? {
+        v86::shown_flags(x)
+    } else {
+        x.cpu.flags.get()
+    };
+    x.push(size, rflags & !(bit::VM | bit::RF))
 }
 
 /// POPF, POPFD, POPFQ. IOPL changes only at CPL 0, IF only where CPL is within IOPL; VM, VIF
 /// and VIP never.
 pub(super) fn popf(x: &mut Ctx, i: &Instruction) -> Exec {
-    let old = x.cpu.flags.get();
-    if old & bit::VM != 0 && iopl(old) < 3 {
-        return Err(GP0);
-    }
     let size = flags_size(i);
+    if v86::flags_are_virtual(x, size)? {
+        let popped = x.peek_stack(0, size)?;
+        let taken = v86::taken_flags(x, popped)?;
+        x.drop_stack(size as u64);
+        x.cpu.set_rflags(taken & !bit::RF);
+        return Ok(());
+    }
+    let old = x.cpu.flags.get();
     let popped = x.pop(size)?;
     let mut changes = bit::ARITHMETIC | bit::TF | bit::DF | bit::NT | bit::AC | bit::ID;
     if x.cpu.cpl == 0 {

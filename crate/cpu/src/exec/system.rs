@@ -139,10 +139,10 @@ pub(super) fn load_selector(x: &mut Ctx, i: &Instruction) -> Exec {
 
 /// #UD in real and virtual-8086 mode.
 fn protected_only(x: &Ctx) -> Exec {
-    if x.cpu.protected() && x.cpu.flags.rest & bit::VM == 0 {
-        Ok(())
-    } else {
+    if x.cpu.uses_paragraphs() {
         Err(UD)
+    } else {
+        Ok(())
     }
 }
 

@@ -1,30 +1,43 @@
-//! VMX aborts: VM exits that cannot be completed (Vol. 3C, "VMX Aborts").
+//! VMX aborts (Vol. 3C, "VMX Aborts"): VM exits that cannot be completed.
 
 use crate::mem::Ctx;
+use crate::state::Activity;
 use crate::trap::Trap;
 
-/// Saving a guest MSR failed.
-pub(super) const STORE: u32 = 1;
-/// The host's page-directory-pointer-table entries are not valid.
-pub(super) const PDPTES: u32 = 2;
-/// Loading a host MSR failed.
-pub(super) const LOAD: u32 = 4;
-/// The processor was in IA-32e mode, and the host's address-space size is 32 bits.
-pub(super) const IA_32E: u32 = 6;
+/// VMX-abort indicators.
+pub(super) const STORING_MSRS: u32 = 1;
+pub(super) const HOST_PDPTES: u32 = 2;
+pub(super) const LOADING_MSRS: u32 = 4;
+pub(super) const IA_32E_MODE: u32 = 6;
 
-/// Where the VMX-abort indicator is in a VMCS region of any layout.
-const INDICATOR: u64 = 4;
-
-/// Notes the indicator in the region of the current VMCS. What comes back shuts the processor down,
-/// as a triple fault outside a guest does.
-pub(super) fn abort(x: &mut Ctx, indicator: u32) -> Trap {
-    let vmx = &mut x.cpu.vmx;
-    vmx.vmcs.abort = indicator;
-    vmx.non_root = false;
-    if let Some(region) = vmx.current {
-        x.store_physical(region + INDICATOR, &indicator.to_le_bytes());
+/// What a VMX-abort indicator says, in words.
+pub fn vmx_abort_cause(indicator: u32) -> &'static str {
+    match indicator {
+        STORING_MSRS => "the MSR-store list of the VM exit could not be stored",
+        HOST_PDPTES => "the host's page-directory pointers are not valid",
+        LOADING_MSRS => "the MSR-load list of the VM exit could not be loaded",
+        IA_32E_MODE => "a guest in IA-32e mode left to a host without it",
+        _ => "of no known cause",
     }
-    Trap::TripleFault
+}
+
+/// Offset of the indicator in a VMCS region.
+pub(super) const INDICATOR: usize = 4;
+
+/// Leaves the indicator in the region of the current VMCS, and the vCPU in a shutdown state from which
+/// only a reset wakes it. The VMCS itself stays as it is.
+pub(super) fn abort(x: &mut Ctx, indicator: u32) -> Trap {
+    if let Some(region) = x.cpu.vmx.current {
+        x.store_physical(
+            region.wrapping_add(INDICATOR as u64),
+            &indicator.to_le_bytes(),
+        );
+    }
+    x.cpu.vmx.vmcs.abort = indicator;
+    x.cpu.vmx.non_root = false;
+    x.cpu.vmx.preemption_deadline = None;
+    x.cpu.activity = Activity::VmxAbort;
+    Trap::VmxAbort(indicator)
 }
 
 #[cfg(test)]
@@ -59,13 +72,13 @@ mod tests {
     /// The indicator that an exit leaves in memory; 0 where it succeeds.
     fn indicator(mut f: Fixture) -> u32 {
         let result = f.with(perform);
-        let word = u32::from_le_bytes(f.ram.load(REGION + INDICATOR).unwrap());
+        let word = u32::from_le_bytes(f.ram.load(REGION + INDICATOR as u64).unwrap());
         assert_eq!(f.cpu.vmx.vmcs.abort, word);
         assert!(!f.cpu.vmx.non_root);
         if word == 0 {
             assert_eq!(result, Ok(()));
         } else {
-            assert_eq!(result, Err(Trap::TripleFault));
+            assert_eq!(result, Err(Trap::VmxAbort(word)));
         }
         word
     }
@@ -82,7 +95,7 @@ mod tests {
             f.poke(LIST, header);
             f.cpu.vmx.vmcs.set(Field::VM_EXIT_MSR_STORE_ADDR, LIST);
             f.cpu.vmx.vmcs.set(Field::VM_EXIT_MSR_STORE_COUNT, 1);
-            assert_eq!(indicator(f), STORE, "{header:#x}");
+            assert_eq!(indicator(f), STORING_MSRS, "{header:#x}");
         }
     }
 
@@ -102,13 +115,17 @@ mod tests {
             f.poke(LIST, header);
             f.cpu.vmx.vmcs.set(Field::VM_EXIT_MSR_LOAD_ADDR, LIST);
             f.cpu.vmx.vmcs.set(Field::VM_EXIT_MSR_LOAD_COUNT, 1);
-            assert_eq!(indicator(f), LOAD, "{header:#x}");
+            assert_eq!(indicator(f), LOADING_MSRS, "{header:#x}");
         }
     }
 
     #[test]
     fn m009_page_directory_pointers_that_are_not_valid_abort_with_2() {
-        for (pointer, expected) in [(0x6001, 0), (0x6003, PDPTES), (0x6001 | 1 << 51, PDPTES)] {
+        for (pointer, expected) in [
+            (0x6001, 0),
+            (0x6003, HOST_PDPTES),
+            (0x6001 | 1 << 51, HOST_PDPTES),
+        ] {
             let mut f = guest(32);
             f.cpu.msrs.efer &= !(cr::EFER_LMA | cr::EFER_LME);
             for n in 0..4 {
@@ -122,6 +139,6 @@ mod tests {
 
     #[test]
     fn m012_a_32_bit_host_of_a_guest_in_ia_32e_mode_aborts_with_6() {
-        assert_eq!(indicator(guest(32)), IA_32E);
+        assert_eq!(indicator(guest(32)), IA_32E_MODE);
     }
 }

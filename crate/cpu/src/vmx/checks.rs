@@ -30,7 +30,7 @@ fn facts(cpu: &Vcpu) -> CpuFacts {
         physical_bits: cpu.model.physical_bits as u8,
         linear_bits: 48,
         efer: cpu.model.efer_bits(),
-        debugctl: crate::exec::msr::DEBUGCTL_LBR,
+        debugctl: crate::exec::msr::DEBUGCTL_BITS,
         perf_global_ctrl: 0,
         rtit_ctl: 0,
         lbr_ctl: 0,

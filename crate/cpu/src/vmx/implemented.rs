@@ -1,13 +1,16 @@
 //! What of VMX this processor does: the source of every capability that a machine advertises.
 
-use hypernest_vmcs::{Caps, Implemented, Layout, entry, exit, pin, proc1, proc2};
+use alloc::vec::Vec;
+use core::fmt;
+
+use hypernest_vmcs::{Caps, Implemented, Layout, Missing, entry, exit, pin, proc1, proc2, vmfunc};
 
 use super::VmxProfile;
 use crate::model::Model;
 use crate::vcpu::cr;
 
 /// Memory types UC (0) and WB (6) as bits 8 and 14, four levels, 2 MiB and 1 GiB pages, execute-only,
-/// accessed and dirty flags, INVEPT and INVVPID of all types.
+/// accessed and dirty flags, advanced information about EPT violations, INVEPT and INVVPID of all types.
 const EPT_VPID: u64 = 1
     | 1 << 6
     | 1 << 8
@@ -16,6 +19,7 @@ const EPT_VPID: u64 = 1
     | 1 << 17
     | 1 << 20
     | 1 << 21
+    | 1 << 22
     | 1 << 25
     | 1 << 26
     | 1 << 32
@@ -23,7 +27,7 @@ const EPT_VPID: u64 = 1
 
 /// Preemption timer at 1/32 of the TSC, LMA saved (5), activity states HLT, shutdown and
 /// wait-for-SIPI (6-8), four CR3 targets, VMWRITE to any field (29), software events of length 0 (30).
-const MISC: u64 = 5 | 1 << 5 | 7 << 6 | 4 << 16 | 1 << 29 | 1 << 30;
+const MISC: u64 = 1 << 5 | 7 << 6 | 4 << 16 | 1 << 29 | 1 << 30;
 
 /// IA32_VMX_BASIC: instruction information for INS and OUTS.
 const BASIC: u64 = 1 << 54;
@@ -33,7 +37,8 @@ fn implemented(model: &Model) -> Implemented {
         pin: pin::EXTERNAL_INTERRUPT_EXITING
             | pin::NMI_EXITING
             | pin::VIRTUAL_NMIS
-            | pin::ACTIVATE_VMX_PREEMPTION_TIMER,
+            | pin::ACTIVATE_VMX_PREEMPTION_TIMER
+            | pin::PROCESS_POSTED_INTERRUPTS,
         proc1: proc1::INTERRUPT_WINDOW_EXITING
             | proc1::USE_TSC_OFFSETTING
             | proc1::HLT_EXITING
@@ -45,6 +50,7 @@ fn implemented(model: &Model) -> Implemented {
             | proc1::CR3_STORE_EXITING
             | proc1::CR8_LOAD_EXITING
             | proc1::CR8_STORE_EXITING
+            | proc1::USE_TPR_SHADOW
             | proc1::NMI_WINDOW_EXITING
             | proc1::MOV_DR_EXITING
             | proc1::UNCONDITIONAL_I_O_EXITING
@@ -54,15 +60,25 @@ fn implemented(model: &Model) -> Implemented {
             | proc1::MONITOR_EXITING
             | proc1::PAUSE_EXITING
             | proc1::ACTIVATE_SECONDARY_CONTROLS,
-        proc2: proc2::ENABLE_EPT
+        proc2: proc2::VIRTUALIZE_APIC_ACCESSES
+            | proc2::ENABLE_EPT
             | proc2::DESCRIPTOR_TABLE_EXITING
             | proc2::ENABLE_RDTSCP
+            | proc2::VIRTUALIZE_X2APIC_MODE
             | proc2::ENABLE_VPID
             | proc2::WBINVD_EXITING
             | proc2::UNRESTRICTED_GUEST
+            | proc2::APIC_REGISTER_VIRTUALIZATION
+            | proc2::VIRTUAL_INTERRUPT_DELIVERY
             | proc2::RDRAND_EXITING
             | proc2::ENABLE_INVPCID
+            | proc2::PAUSE_LOOP_EXITING
+            | proc2::ENABLE_VM_FUNCTIONS
+            | proc2::VMCS_SHADOWING
             | proc2::RDSEED_EXITING
+            | proc2::ENABLE_PML
+            | proc2::EPT_VIOLATION_VE
+            | proc2::USE_TSC_SCALING
             | proc2::ENABLE_XSAVES_XRSTORS
             | proc2::MODE_BASED_EXECUTE_CONTROL_FOR_EPT,
         exit: exit::SAVE_DEBUG_CONTROLS
@@ -77,12 +93,32 @@ fn implemented(model: &Model) -> Implemented {
             | entry::IA_32E_MODE_GUEST
             | entry::LOAD_IA32_PAT
             | entry::LOAD_IA32_EFER,
+        vmfunc: vmfunc::EPTP_SWITCHING,
         basic: BASIC,
         misc: MISC,
         ept_vpid: EPT_VPID,
         cr0_fixed1: 0xffff_ffff,
         cr4_fixed1: model.cr4_bits() | cr::CR4_VMXE,
         ..Implemented::default()
+    }
+}
+
+/// Capabilities are asked for that the processor does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct VmxRefused(
+    /// Each of them, sorted; at least one.
+    pub Vec<Missing>,
+);
+
+/// One line with all of them.
+impl fmt::Display for VmxRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the VMX profile asks for what is not implemented: ")?;
+        for (index, missing) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}{missing}")?;
+        }
+        Ok(())
     }
 }
 
@@ -106,5 +142,23 @@ impl VmxProfile {
     /// What KVM offers its guests, as far as the processor does it, in KVM's VMCS layout.
     pub fn kvm(model: &Model) -> VmxProfile {
         VmxProfile::new(Caps::kvm(&implemented(model)), Layout::kvm().clone())
+    }
+
+    /// These capabilities and no more: in KVM's VMCS layout if they name its revision, else in our own. Of
+    /// IA32_VMX_BASIC, revision and region size become those of the layout; IA32_VMX_VMCS_ENUM is made to fit.
+    ///
+    /// # Errors
+    /// Where they promise something that the processor does not do.
+    pub fn of(caps: &Caps, model: &Model) -> Result<VmxProfile, VmxRefused> {
+        let layout = match caps.revision() == Layout::kvm().revision() {
+            true => Layout::kvm(),
+            false => Layout::hypernest(),
+        };
+        let missing = caps.missing(&Caps::max(&implemented(model), layout));
+        if !missing.is_empty() {
+            return Err(VmxRefused(missing));
+        }
+        let caps = caps.advertising(layout).restricted_to(layout);
+        Ok(VmxProfile::new(caps, layout.clone()))
     }
 }

@@ -1,6 +1,9 @@
 //! A board with nothing on it and a vCPU in 64-bit mode, for tests of the processor alone.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod apic;
+pub mod hypervisor;
+
 use hypernest_cpu::{
     Bus, InterruptMessage, Processor, ProcessorConfig, Ram, SegmentState, Tick, VcpuState,
 };

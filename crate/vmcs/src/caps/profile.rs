@@ -509,7 +509,8 @@ mod tests {
                 .into_iter()
                 .filter(|slot| slot.field != gone)
                 .collect();
-            let layout = Layout::new("less", 1, 4096, 8, slots).unwrap();
+            let launch = Some(crate::LaunchState::at(8));
+            let layout = Layout::new("less", &[1], 4096, launch, slots).unwrap();
             let caps = max.restricted_to(&layout);
             let conditional = gone.exists() != Exists::Always;
             assert!(!conditional || !caps.has_field(gone), "{gone:?}");

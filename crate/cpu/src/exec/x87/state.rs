@@ -99,7 +99,7 @@ fn is_short(i: &Instruction) -> bool {
 
 /// Whether pointers are kept as real-mode addresses.
 fn is_real(x: &Ctx) -> bool {
-    !x.cpu.protected() || x.cpu.flags.rest & crate::flags::bit::VM != 0
+    x.cpu.uses_paragraphs()
 }
 
 /// The environment as seven words of 32 bits, or of 16 for the short form.
