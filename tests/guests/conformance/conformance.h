@@ -43,7 +43,7 @@ enum {
 enum mode {
 	LONG64, /* 64-bit code on L1's page tables */
 	PAE32,	/* 32-bit code with PAE paging */
-	V86,	/* virtual-8086 mode; only for entries that fail */
+	V86,	/* virtual-8086 mode */
 	REAL,	/* real mode, with extended page tables */
 };
 
@@ -59,6 +59,7 @@ enum show {
 	TIMER = 128,
 	ACTIVITY = 512,
 	RAX = 1024, /* of the guest */
+	PAGE = 2048, /* bits 11:9 of an EPT violation's qualification, which not every processor has */
 	RANDOM = 256, /* what is defined about RDRAND and RDSEED */
 };
 

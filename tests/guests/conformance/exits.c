@@ -18,6 +18,8 @@ CODE(int_n, "int $0x30");
 CODE(handled, "jmp 1f; vmcall; 1: hlt");
 CODE(touch_hole, "jmp 1f; vmcall; 1: mov $0x40000008, %eax; mov (%rax), %al; hlt");
 CODE(wait_for_interrupt, "jmp 1f; vmcall; 1: nop; nop; hlt");
+CODE(jump_to_task, ".code32; ljmp $0x40, $0; .code64");
+CODE(call_task, ".code32; lcall $0x40, $0; .code64");
 CODE(spin, "1: jmp 1b");
 
 /* ---- instructions ---- */
@@ -202,6 +204,14 @@ static void handler_of_ve(void)
 	handler(20);
 }
 
+/* A task gate for INT 30H. */
+static void task_gate(void)
+{
+	((u64 *)(SPARE + 0x7000))[0x30] = 0x40 << 16 | 0x85ull << 40;
+	vmwrite(GUEST_IDTR_BASE, SPARE + 0x7000);
+	vmwrite(GUEST_IDTR_LIMIT, 0x7ff);
+}
+
 /* Virtual interrupt 40H is requested. */
 static void requested(void)
 {
@@ -286,6 +296,9 @@ const struct check exit_checks[] = {
 	{"7", "no interrupt window with IF 0", .guest = nops, .on.proc1 = INTWIN, .show = RIP},
 	{"8", "NMI window", .guest = nops, .on = {.pin = P_NMI | P_VNMI, .proc1 = NMIWIN}, .show = RIP},
 	{"8", "no NMI window while NMIs are blocked", .guest = nops, .on = {.pin = P_NMI | P_VNMI, .proc1 = NMIWIN}, .set = {{GUEST_INTERRUPTIBILITY_INFO, 8}}, .show = RIP},
+	{"9", "JMP to a task", PAE32, .guest = jump_to_task, .show = LENGTH | RIP},
+	{"9", "CALL of a task", PAE32, .guest = call_task, .show = LENGTH | RIP},
+	{"9", "INT n through a task gate", PAE32, .guest = int_n, .more = task_gate, .show = LENGTH | VECTORING | RIP},
 	{"10", "CPUID", .guest = cpuid, .show = LENGTH},
 	{"12", "HLT", .guest = hlt, .on.proc1 = HLTX, .show = LENGTH},
 	{"13", "INVD", .guest = invd, .show = LENGTH},
@@ -360,6 +373,7 @@ const struct check exit_checks[] = {
 	{"48", "read of no page", .guest = read_hole, .on.proc2 = EPT, .show = PHYSICAL | LINEAR},
 	{"48", "write to no page", .guest = write_hole, .on.proc2 = EPT, .show = PHYSICAL | LINEAR},
 	{"48", "fetch from no page", .guest = call_hole, .on.proc2 = EPT, .show = PHYSICAL | LINEAR},
+	{"48", "read of no page, and what guest paging says of it", .guest = read_hole, .on.proc2 = EPT, .show = PAGE},
 	{"48", "write to a read-only page", .guest = write_hole, .on.proc2 = EPT, .more = read_only, .show = PHYSICAL},
 	{"48", "read of an execute-only page", .guest = read_hole, .on.proc2 = EPT, .more = execute_only, .show = PHYSICAL},
 	{"48", "fetch from a page without execution", .guest = call_hole, .on.proc2 = EPT, .more = no_execute, .show = PHYSICAL},
