@@ -43,7 +43,7 @@ enum {
 enum mode {
 	LONG64, /* 64-bit code on L1's page tables */
 	PAE32,	/* 32-bit code with PAE paging */
-	V86,	/* virtual-8086 mode; only for entries that fail */
+	V86,	/* virtual-8086 mode */
 	REAL,	/* real mode, with extended page tables */
 };
 
@@ -58,6 +58,8 @@ enum show {
 	RIP = 64, /* from where the guest began */
 	TIMER = 128,
 	ACTIVITY = 512,
+	RAX = 1024, /* of the guest */
+	PAGE = 2048, /* bits 11:9 of an EPT violation's qualification, which not every processor has */
 	RANDOM = 256, /* what is defined about RDRAND and RDSEED */
 };
 
@@ -106,6 +108,7 @@ void absent(const char *what, int bit);
 extern const char exited[], gdt[];
 extern u8 idt[], tss[];
 extern volatile u64 fault_vector, fault_error;
+extern volatile u64 guest_rax;
 extern volatile u32 interrupts;
 int attempt(void (*code)(void));
 void unexpected(u64 rip);

@@ -76,6 +76,7 @@ const struct check control_checks[] = {
 	{"base", "a 64-bit guest"},
 	{"base", "a 32-bit guest with PAE paging", PAE32},
 	{"base", "a guest in real mode", REAL},
+	{"base", "a guest in virtual-8086 mode", V86},
 	{"C001", "pin bit 1 is 0", .off.pin = 1 << 1},
 	{"C001", "pin has a bit that may not be 1", .more = forbid_pin},
 	{"C002", "proc1 bit 1 is 0", .off.proc1 = 1 << 1},

@@ -14,7 +14,12 @@ CODE(nmi_to_self, "mov $0xfee00300, %eax; movl $0, 0x10(%rax); movl $0x4400, (%r
 CODE(interrupt_to_self, "mov $0xfee00300, %eax; movl $0x44040, (%rax); nop; nop");
 CODE(init_to_self, "mov $0xfee00300, %eax; movl $0, 0x10(%rax); movl $0x4500, (%rax); nop; nop");
 CODE(int_n, "int $0x30");
-CODE(handled, "hlt; nop");
+/* Each has a handler at its third byte. */
+CODE(handled, "jmp 1f; vmcall; 1: hlt");
+CODE(touch_hole, "jmp 1f; vmcall; 1: mov $0x40000008, %eax; mov (%rax), %al; hlt");
+CODE(wait_for_interrupt, "jmp 1f; vmcall; 1: nop; nop; hlt");
+CODE(jump_to_task, ".code32; ljmp $0x40, $0; .code64");
+CODE(call_task, ".code32; lcall $0x40, $0; .code64");
 CODE(spin, "1: jmp 1b");
 
 /* ---- instructions ---- */
@@ -84,6 +89,16 @@ CODE(call_hole, "mov $0x40000008, %eax; jmp *%rax");
 CODE(read_apic, "mov $0x3000030, %eax; mov (%rax), %ecx");
 CODE(write_apic, "mov $0x30000f0, %eax; movl $0x1ff, (%rax)");
 CODE(write_eoi, "mov $0x30000b0, %eax; movl $0, (%rax)");
+CODE(read_apic_id, "mov $0x3000020, %eax; mov (%rax), %eax");
+CODE(read_apic_tpr, "mov $0x3000080, %eax; mov (%rax), %eax");
+CODE(read_x2apic_tpr, "mov $0x808, %ecx; rdmsr");
+CODE(read_cr8, "mov %cr8, %rax");
+CODE(read_cr0, "mov %cr0, %rax");
+CODE(read_cr4, "mov %cr4, %rax");
+CODE(switch_ept, "xor %eax, %eax; mov $1, %ecx; vmfunc; mov $0x40000008, %eax; mov (%rax), %eax");
+CODE(switch_ept_beyond, "xor %eax, %eax; mov $512, %ecx; vmfunc");
+CODE(shadow_fields, "mov $0x681e, %ecx; mov $0x1234, %eax; vmwrite %rax, %rcx; xor %eax, %eax; vmread %rcx, %rax");
+CODE(pauses, "1: pause; jmp 1b");
 CODE(lower_cr8, "mov $2, %eax; mov %rax, %cr8");
 
 static void hole(u64 entry)
@@ -103,6 +118,16 @@ HOLE_IS(write_only, SPARE | 2)
 HOLE_IS(bad_type, SPARE | 7 | 2 << 3)
 HOLE_IS(beyond, BEYOND | 7 | 6 << 3)
 HOLE_IS(good_page, SPARE | 7 | 6 << 3)
+
+/* All of L1's pages are user pages, whose execution bit 10 allows at every level. */
+static void supervisor_execute(void)
+{
+	for (int n = 0; n < 512; n++)
+		for (int table = 0; table < 4; table++)
+			if (ept[table][n])
+				ept[table][n] |= 1 << 10;
+	hole(SPARE | 7 | 6 << 3);
+}
 
 /* A directory entry of a page of 2 MiB whose address is not aligned so. */
 static void bad_large_page(void)
@@ -159,13 +184,73 @@ static void high_priority(void)
 	*(u32 *)(page + 0x80) = 0x40;
 }
 
-/* A handler of #UD behind the first instruction of `handled`. */
-static void handler(void)
+/* A handler at the third byte of the guest's code. */
+static void handler(u32 vector)
 {
-	u64 at = (u64)handled + 1, *gate = (u64 *)SPARE + 2 * 6;
+	u64 at = vmread(GUEST_RIP) + 2, *gate = (u64 *)(SPARE + 0x7000) + 2 * vector;
 	gate[0] = (at & 0xffff) | 8 << 16 | 0x8eull << 40 | (at & 0xffff0000) << 32;
 	gate[1] = at >> 32;
-	vmwrite(GUEST_IDTR_BASE, SPARE);
+	vmwrite(GUEST_IDTR_BASE, SPARE + 0x7000);
+	vmwrite(GUEST_IDTR_LIMIT, 0xfff);
+}
+
+static void handler_of_ud(void)
+{
+	handler(6);
+}
+
+static void handler_of_ve(void)
+{
+	handler(20);
+}
+
+/* A task gate for INT 30H. */
+static void task_gate(void)
+{
+	((u64 *)(SPARE + 0x7000))[0x30] = 0x40 << 16 | 0x85ull << 40;
+	vmwrite(GUEST_IDTR_BASE, SPARE + 0x7000);
+	vmwrite(GUEST_IDTR_LIMIT, 0x7ff);
+}
+
+/* Virtual interrupt 40H is requested. */
+static void requested(void)
+{
+	handler(0x40);
+	*(u32 *)(page + 0x220) = 1;
+	vmwrite(GUEST_INTR_STATUS, 0x40);
+}
+
+/* The fields of another VMCS, which the guest may use. */
+static void shadow(void)
+{
+	*(u32 *)other_page = revision | 1u << 31;
+	vmclear((u64)other_page);
+	vmwrite(VMCS_LINK_POINTER, (u64)other_page);
+}
+
+static void shadow_but_rip(void)
+{
+	shadow();
+	((u8 *)SPARE)[0x4000 + (GUEST_RIP & 0x7fff) / 8] = 1 << GUEST_RIP % 8;
+}
+
+/* The second EPT of the list has a page in HOLE. */
+static void two_epts(void)
+{
+	static u64 __attribute__((aligned(4096))) second[3][512];
+	second[0][0] = (u64)second[1] | 7;
+	second[1][0] = (u64)ept[2] | 7;
+	second[1][1] = (u64)second[2] | 7;
+	second[2][0] = SPARE | 7 | 6 << 3 | 1 << 7;
+	u64 *list = (u64 *)(SPARE + 0x3000);
+	list[0] = (u64)ept | 3 << 3 | 6;
+	list[1] = (u64)second | 3 << 3 | 6;
+}
+
+static void virtual_registers(void)
+{
+	*(u32 *)(page + 0x20) = 0x07000000;
+	*(u32 *)(page + 0x80) = 0x50;
 }
 
 /* What arrived and was not acknowledged is still waiting. */
@@ -174,9 +259,11 @@ static void take_interrupt(void)
 	__asm__ volatile("sti; nop; nop; cli" ::: "memory");
 }
 
+/* What was acknowledged is in service. */
 static void end_of_interrupt(void)
 {
 	*(volatile u32 *)0xfee000b0 = 0;
+	take_interrupt();
 }
 
 #define BITMAP(vector) {EXCEPTION_BITMAP, 1u << vector}
@@ -209,6 +296,9 @@ const struct check exit_checks[] = {
 	{"7", "no interrupt window with IF 0", .guest = nops, .on.proc1 = INTWIN, .show = RIP},
 	{"8", "NMI window", .guest = nops, .on = {.pin = P_NMI | P_VNMI, .proc1 = NMIWIN}, .show = RIP},
 	{"8", "no NMI window while NMIs are blocked", .guest = nops, .on = {.pin = P_NMI | P_VNMI, .proc1 = NMIWIN}, .set = {{GUEST_INTERRUPTIBILITY_INFO, 8}}, .show = RIP},
+	{"9", "JMP to a task", PAE32, .guest = jump_to_task, .show = LENGTH | RIP},
+	{"9", "CALL of a task", PAE32, .guest = call_task, .show = LENGTH | RIP},
+	{"9", "INT n through a task gate", PAE32, .guest = int_n, .more = task_gate, .show = LENGTH | VECTORING | RIP},
 	{"10", "CPUID", .guest = cpuid, .show = LENGTH},
 	{"12", "HLT", .guest = hlt, .on.proc1 = HLTX, .show = LENGTH},
 	{"13", "INVD", .guest = invd, .show = LENGTH},
@@ -218,12 +308,23 @@ const struct check exit_checks[] = {
 	{"16", "RDTSC", .guest = rdtsc, .on.proc1 = RDTSCX, .show = LENGTH},
 	{"16", "RDTSC, not asked for", .guest = rdtsc},
 	{"18", "VMCALL", .guest = vmcall, .show = LENGTH},
-	{"18", "an injected #UD reaches its handler, though it is in the bitmap", .guest = handled, .on.proc1 = HLTX, .set = {BITMAP(6), INJECT(0x80000306), IDT_LIMIT}, .more = handler, .show = RIP},
+	{"18", "an injected #UD reaches its handler, though it is in the bitmap", .guest = handled, .on.proc1 = HLTX, .set = {BITMAP(6), INJECT(0x80000306)}, .more = handler_of_ud, .show = RIP},
+	{"18", "CR0 with a read shadow", .guest = read_cr0, .set = {{CR0_GUEST_HOST_MASK, 0x2c}, {CR0_READ_SHADOW, 0xc}}, .show = RAX},
+	{"18", "CR4 with a read shadow", .guest = read_cr4, .set = {{CR4_GUEST_HOST_MASK, 0x42000}, {CR4_READ_SHADOW, 0x800}}, .show = RAX},
+	{"18", "CR8 with a TPR shadow", .guest = read_cr8, .on.proc1 = TPRSHADOW, .off.proc1 = CR8STORE, .more = virtual_registers, .show = RAX},
+	{"18", "the virtual TPR in the APIC page", .guest = read_apic_tpr, .on = {.proc1 = TPRSHADOW, .proc2 = APICACCESS}, .more = virtual_registers, .show = RAX},
+	{"18", "the virtual TPR in x2APIC mode", .guest = read_x2apic_tpr, .on = {.proc1 = TPRSHADOW | MSRBITMAPS, .proc2 = X2APIC}, .more = virtual_registers, .show = RAX},
+	{"18", "a virtual APIC register", .guest = read_apic_id, .on = {.proc1 = TPRSHADOW, .proc2 = APICACCESS | APICREGS}, .more = virtual_registers, .show = RAX},
+	{"18", "a virtual interrupt at the entry", .guest = wait_for_interrupt, .on = {.pin = P_EXTINT, .proc1 = TPRSHADOW | HLTX, .proc2 = VID}, .set = {IF}, .more = requested, .show = RIP},
+	{"18", "no virtual interrupt with IF 0", .guest = wait_for_interrupt, .on = {.pin = P_EXTINT, .proc1 = TPRSHADOW | HLTX, .proc2 = VID}, .more = requested, .show = RIP},
+	{"18", "VMWRITE and VMREAD of a shadow VMCS", .guest = shadow_fields, .on.proc2 = SHADOWING, .more = shadow, .show = RAX},
+	{"18", "VMFUNC to an EPT with a page", .guest = switch_ept, .on.proc2 = EPT | VMFUNC, .set = {{VM_FUNCTION_CONTROL, 1}}, .more = two_epts},
 	{"19", "VMCLEAR", .guest = vmclear_code, .show = LENGTH | INFO},
 	{"20", "VMLAUNCH", .guest = vmlaunch_code, .show = LENGTH},
 	{"21", "VMPTRLD", .guest = vmptrld_code, .show = LENGTH | INFO},
 	{"22", "VMPTRST", .guest = vmptrst_code, .show = LENGTH | INFO},
 	{"23", "VMREAD", .guest = vmread_code, .show = LENGTH | INFO},
+	{"23", "VMREAD with shadowing, by the bitmap", .guest = shadow_fields, .on.proc2 = SHADOWING, .more = shadow_but_rip, .show = LENGTH},
 	{"24", "VMRESUME", .guest = vmresume_code, .show = LENGTH},
 	{"25", "VMWRITE", .guest = vmwrite_code, .show = LENGTH | INFO},
 	{"26", "VMXOFF", .guest = vmxoff_code, .show = LENGTH},
@@ -258,6 +359,7 @@ const struct check exit_checks[] = {
 	{"37", "monitor trap flag, injected", .guest = nops, .set = {{VM_ENTRY_INTR_INFO_FIELD, 0x80000700}}, .on.proc1 = MTF, .show = RIP},
 	{"39", "MONITOR", .guest = monitor, .on.proc1 = MONITORX, .show = LENGTH},
 	{"40", "PAUSE", .guest = pause, .on.proc1 = PAUSEX, .show = LENGTH},
+	{"40", "PAUSE in a loop", .guest = pauses, .on = {.proc2 = PLE}, .off.proc1 = PAUSEX, .set = {{PLE_GAP, 0x10000}, {PLE_WINDOW, 0x100}}, .show = LENGTH},
 	{"43", "TPR below its threshold", .guest = lower_cr8, .on.proc1 = TPRSHADOW, .off.proc1 = CR8LOAD, .set = {{TPR_THRESHOLD, 3}}, .more = high_priority},
 	{"44", "read of the APIC page", .guest = read_apic, .on = {.proc1 = TPRSHADOW, .proc2 = APICACCESS}},
 	{"44", "write to the APIC page", .guest = write_apic, .on = {.proc1 = TPRSHADOW, .proc2 = APICACCESS}},
@@ -271,12 +373,15 @@ const struct check exit_checks[] = {
 	{"48", "read of no page", .guest = read_hole, .on.proc2 = EPT, .show = PHYSICAL | LINEAR},
 	{"48", "write to no page", .guest = write_hole, .on.proc2 = EPT, .show = PHYSICAL | LINEAR},
 	{"48", "fetch from no page", .guest = call_hole, .on.proc2 = EPT, .show = PHYSICAL | LINEAR},
+	{"48", "read of no page, and what guest paging says of it", .guest = read_hole, .on.proc2 = EPT, .show = PAGE},
 	{"48", "write to a read-only page", .guest = write_hole, .on.proc2 = EPT, .more = read_only, .show = PHYSICAL},
 	{"48", "read of an execute-only page", .guest = read_hole, .on.proc2 = EPT, .more = execute_only, .show = PHYSICAL},
 	{"48", "fetch from a page without execution", .guest = call_hole, .on.proc2 = EPT, .more = no_execute, .show = PHYSICAL},
 	{"48", "write to a good page", .guest = write_hole, .on.proc2 = EPT, .more = good_page},
 	{"48", "page walk through no page", .guest = vmcall, .on.proc2 = EPT, .more = root_in_hole, .show = PHYSICAL},
 	{"48", "page walk through no page, with accessed and dirty flags", .guest = vmcall, .on.proc2 = EPT, .more = root_in_hole_flags, .show = PHYSICAL},
+	{"48", "fetch from a user page that only the supervisor may execute", .guest = call_hole, .on.proc2 = EPT | MBEC, .more = supervisor_execute, .show = PHYSICAL},
+	{"48", "read of no page, as a virtualization exception", .guest = touch_hole, .on = {.proc1 = HLTX, .proc2 = EPT | VE}, .more = handler_of_ve, .show = RIP},
 	{"48", "delivery of an injected #UD through no page", .guest = nops, .on.proc2 = EPT, .set = {INJECT(0x80000306), {GUEST_IDTR_BASE, HOLE}, IDT_LIMIT}, .show = PHYSICAL | VECTORING | RIP},
 	{"48", "delivery of an injected interrupt through no page", .guest = nops, .on.proc2 = EPT, .set = {INJECT(0x80000020), IF, {GUEST_IDTR_BASE, HOLE}, IDT_LIMIT}, .show = PHYSICAL | VECTORING | RIP},
 	{"48", "delivery of an injected NMI through no page", .guest = nops, .on.proc2 = EPT, .set = {INJECT(0x80000202), {GUEST_IDTR_BASE, HOLE}, IDT_LIMIT}, .show = PHYSICAL | VECTORING | RIP},
@@ -300,6 +405,7 @@ const struct check exit_checks[] = {
 	{"57", "RDRAND", .guest = rdrand, .on.proc2 = RDRANDX, .show = LENGTH | RANDOM},
 	{"58", "INVPCID", .guest = invpcid, .on = {.proc1 = INVLPGX, .proc2 = INVPCID}, .show = LENGTH | INFO},
 	{"59", "VMFUNC", .guest = vmfunc, .on.proc2 = VMFUNC, .show = LENGTH},
+	{"59", "VMFUNC beyond the list", .guest = switch_ept_beyond, .on.proc2 = EPT | VMFUNC, .set = {{VM_FUNCTION_CONTROL, 1}}, .more = two_epts, .show = LENGTH},
 	{"61", "RDSEED", .guest = rdseed, .on.proc2 = RDSEEDX, .show = LENGTH | RANDOM},
 	{"62", "full page-modification log", .guest = write_hole, .on.proc2 = EPT | PML, .more = full_log},
 	/* Last: a processor that does not obey starts again. */

@@ -4,13 +4,13 @@
 
 u32 revision, physical_bits;
 static const char *command_line = "";
-#define PAGE __attribute__((aligned(4096)))
-u8 PAGE vmxon_page[4096], vmcs_page[4096], other_page[4096], bitmap[3 * 4096], page[4096];
-u8 PAGE msr_list[16 * 600];
+#define ALIGNED __attribute__((aligned(4096)))
+u8 ALIGNED vmxon_page[4096], vmcs_page[4096], other_page[4096], bitmap[3 * 4096], page[4096];
+u8 ALIGNED msr_list[16 * 600];
 /* One to one but for HOLE: four levels, the first GiB in pages of 2 MiB. */
-u64 PAGE ept[5][512];
-u64 PAGE pae_pointers[512];
-static u64 PAGE pae_directory[512];
+u64 ALIGNED ept[5][512];
+u64 ALIGNED pae_pointers[512];
+static u64 ALIGNED pae_directory[512];
 
 CODE(vmcall_code, "");
 
@@ -134,7 +134,10 @@ static void outcome(u64 flags, const struct check *check)
 	}
 	say("exit ");
 	say_number(reason & 0xffff);
-	part("qualification", vmread(EXIT_QUALIFICATION));
+	u64 qualification = vmread(EXIT_QUALIFICATION);
+	if ((reason & 0xffff) == 48 && !(check->show & PAGE))
+		qualification &= ~0xe00ull;
+	part("qualification", qualification);
 	if (check->show & LENGTH)
 		part("length", vmread(VM_EXIT_INSTRUCTION_LEN));
 	if (check->show & INFO)
@@ -155,6 +158,8 @@ static void outcome(u64 flags, const struct check *check)
 		part("linear", vmread(GUEST_LINEAR_ADDRESS));
 	if (check->show & RIP)
 		part("rip", vmread(GUEST_RIP) - (u64)(check->guest ? check->guest : vmcall_code));
+	if (check->show & RAX)
+		part("rax", guest_rax);
 	if (check->show & ACTIVITY)
 		part("activity", vmread(GUEST_ACTIVITY_STATE));
 	if (check->show & TIMER)
@@ -317,7 +322,7 @@ static void guest_fields(enum mode mode)
 	}
 	const struct set sets[] = {
 		{GUEST_CR0, mode == REAL ? cr(0) & ~0x80000001ull : cr(0)},
-		{GUEST_CR3, mode == PAE32 ? (u64)pae_pointers : cr(3)},
+		{GUEST_CR3, mode == PAE32 || mode == V86 ? (u64)pae_pointers : cr(3)},
 		{GUEST_CR4, cr(4)},
 		{GUEST_IA32_EFER, mode == LONG64 ? efer : efer & ~0x500ull},
 		{GUEST_IA32_PAT, rdmsr(0x277)},
@@ -330,7 +335,7 @@ static void guest_fields(enum mode mode)
 		{GUEST_TR_LIMIT, 0x67},
 		{GUEST_LDTR_AR_BYTES, 1 << 16},
 		{GUEST_GDTR_BASE, (u64)gdt},
-		{GUEST_GDTR_LIMIT, 0x3f},
+		{GUEST_GDTR_LIMIT, 0x47},
 		{GUEST_IDTR_BASE, (u64)idt},
 		{GUEST_IDTR_LIMIT, 0}, /* so an exception that does not exit ends the guest */
 		{GUEST_DR7, 0x400},
@@ -380,6 +385,10 @@ void run_checks(const struct check *checks, unsigned count)
 			on.proc2 |= EPT | UNRESTRICTED;
 		if (controls_missing(&on))
 			continue;
+		if (check->show & PAGE && !(rdmsr(0x48c) >> 22 & 1)) {
+			absent("advanced information about EPT violations", -1);
+			continue;
+		}
 		prepare(check->mode, &on, &check->off);
 		if (check->guest)
 			vmwrite(GUEST_RIP, (u64)check->guest);

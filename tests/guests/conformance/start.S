@@ -251,6 +251,7 @@ enter:
 	jmp restore
 	.global exited
 exited:
+	mov %rax, guest_rax
 	mov $0x80, %eax
 	jmp restore
 
@@ -265,12 +266,13 @@ gdt:
 	.quad 0x00cff3000000ffff		# 20: data for user code
 	.quad 0x00affb000000ffff		# 28: 64-bit user code
 	.quad 0x0000890000000067, 0		# 30: TSS
+	.quad 0x0000890000000067		# 40: a TSS for 32-bit guests to switch to
 vmxon_pointer:
 	.quad vmxon_page
 vmcs_pointer:
 	.quad vmcs_page
 gdt_pointer:
-	.word 0x3f
+	.word 0x47
 	.quad gdt
 idt_pointer:
 	.word 0xfff
@@ -292,7 +294,9 @@ stack_top:
 tss_stack_top:
 	.skip 0x1000
 user_stack_top:
-	.global fault_vector, fault_error, interrupts
+	.global fault_vector, fault_error, interrupts, guest_rax
+guest_rax:
+	.skip 8
 fault_vector:
 	.skip 8
 fault_error:
