@@ -369,7 +369,7 @@ fn the_preemption_timer_counts_at_the_rate_that_is_advertised() {
             }
             a.vmcall()
         });
-        let done = run(choice, false, &code, |list| {
+        let done = run(choice.clone(), false, &code, |list| {
             let pin = list
                 .iter_mut()
                 .find(|f| f.0 == Field::PIN_BASED_VM_EXEC_CONTROL);
