@@ -43,6 +43,7 @@ const VARIANTS: &[Variant] = &[
             "eptad:Y",
             "flexpriority:Y",
             "nested:Y",
+            "ple_gap:128",
             "pml:Y",
             "unrestricted_guest:Y",
             "vnmi:Y",
@@ -53,8 +54,10 @@ const VARIANTS: &[Variant] = &[
         profile: "kvm",
         options: "",
         reads: &[
+            "enable_shadow_vmcs:Y",
             "ept:Y",
             "nested:Y",
+            "pml:Y",
             "preemption_timer:Y",
             "unrestricted_guest:Y",
             "vpid:Y",
