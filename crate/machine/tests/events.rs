@@ -144,6 +144,23 @@ fn only_what_was_asked_for_is_kept_and_a_full_ring_keeps_the_newest() {
 }
 
 #[test]
+fn more_events_than_there_is_memory_for_are_an_error() {
+    let mut machine = machine(&Options::default());
+    request(&mut machine, EventKinds::VM_EXIT, 100);
+    for when_full in [WhenFull::Overwrite, WhenFull::Stop] {
+        let request = EventRequest {
+            kinds: EventKinds::ALL,
+            capacity: usize::MAX,
+            when_full,
+        };
+        let error = machine.request_events(&request).unwrap_err();
+        assert!(error.to_string().contains("no memory for"), "{error}");
+    }
+    machine.run(&Until::end()).unwrap();
+    assert_eq!(machine.take_events().len(), 8, "the request before stands");
+}
+
+#[test]
 fn a_ring_that_stops_the_machine_loses_nothing_and_changes_nothing() {
     let mut plain = machine(&Options::default());
     plain.run(&Until::end()).unwrap();

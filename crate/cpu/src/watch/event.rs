@@ -254,13 +254,16 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    pub fn new(capacity: usize) -> Ring {
-        Ring {
-            slots: Vec::with_capacity(capacity),
+    /// `None` where the host has no memory for so many.
+    pub fn new(capacity: usize) -> Option<Ring> {
+        let mut slots = Vec::new();
+        slots.try_reserve_exact(capacity).ok()?;
+        Some(Ring {
+            slots,
             capacity,
             oldest: 0,
             lost: 0,
-        }
+        })
     }
 
     /// Never allocates: room for the capacity is there from the start.
@@ -321,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_full_ring_keeps_the_newest_and_counts_the_others() {
-        let mut ring = Ring::new(3);
+        let mut ring = Ring::new(3).unwrap();
         for tick in 1..=5 {
             ring.push(event(tick));
         }

@@ -153,16 +153,18 @@ impl Watch {
         }
     }
 
-    /// Asks for events; what was kept of an earlier request is dropped.
-    pub fn request(&mut self, request: &EventRequest) {
+    /// Asks for events; what was kept of an earlier request is dropped. `None`, with nothing changed,
+    /// where the host has no memory for so many.
+    pub fn request(&mut self, request: &EventRequest) -> Option<()> {
         let capacity = match request.when_full {
             WhenFull::Overwrite => request.capacity,
             // Where the processor stops there is room for what it still finishes.
             WhenFull::Stop => request.capacity.max(1).saturating_add(AT_ONCE),
         };
+        self.ring = Ring::new(capacity)?;
         self.kinds = request.kinds;
         self.when_full = request.when_full;
-        self.ring = Ring::new(capacity);
+        Some(())
     }
 
     pub fn set_stops(&mut self, stops: &ExitStops) {
