@@ -1,6 +1,6 @@
 //! What of VMX this processor does: the source of every capability that a machine advertises.
 
-use hypernest_vmcs::{Caps, Implemented, Layout, entry, exit, pin, proc1, proc2};
+use hypernest_vmcs::{Caps, Implemented, Layout, entry, exit, pin, proc1, proc2, proc3};
 
 use super::VmxProfile;
 use crate::model::Model;
@@ -48,6 +48,7 @@ fn implemented(model: &Model) -> Implemented {
             | proc1::CR8_STORE_EXITING
             | proc1::USE_TPR_SHADOW
             | proc1::NMI_WINDOW_EXITING
+            | proc1::ACTIVATE_TERTIARY_CONTROLS
             | proc1::MOV_DR_EXITING
             | proc1::UNCONDITIONAL_I_O_EXITING
             | proc1::USE_I_O_BITMAPS
@@ -71,6 +72,7 @@ fn implemented(model: &Model) -> Implemented {
             | proc2::RDSEED_EXITING
             | proc2::ENABLE_XSAVES_XRSTORS
             | proc2::MODE_BASED_EXECUTE_CONTROL_FOR_EPT,
+        proc3: proc3::IPI_VIRTUALIZATION,
         exit: exit::SAVE_DEBUG_CONTROLS
             | exit::HOST_ADDRESS_SPACE_SIZE
             | exit::ACKNOWLEDGE_INTERRUPT_ON_EXIT

@@ -19,7 +19,7 @@ use alloc::sync::Arc;
 
 use hypernest_vmcs::checks::EntryCheck;
 use hypernest_vmcs::{
-    Caps, Field, FieldSet, Layout, Vmcs, exit as exit_controls, pin, proc1, proc2,
+    Caps, Field, FieldSet, Layout, Vmcs, exit as exit_controls, pin, proc1, proc2, proc3,
 };
 
 use serde::{Deserialize, Serialize};
@@ -100,6 +100,9 @@ pub(crate) struct Vmx {
     pub threshold_due: bool,
     /// A pending virtual interrupt is recognized.
     pub virtual_interrupt: bool,
+    /// A notification of posted interrupts was taken or sent: others may have something to take before
+    /// the next instruction.
+    pub notified: bool,
 }
 
 /// Bits of a page's physical address: those that any processor has.
@@ -112,6 +115,8 @@ pub(crate) struct Controls {
     pub proc1: u32,
     /// Zero unless activated.
     pub proc2: u32,
+    /// Zero unless activated.
+    pub proc3: u64,
     pub exit: u32,
     pub exceptions: u32,
     /// What to add to the TSC.
@@ -140,6 +145,11 @@ impl Controls {
             pin: word(Field::PIN_BASED_VM_EXEC_CONTROL),
             proc1: proc1_controls,
             proc2: proc2_controls,
+            proc3: if proc1_controls & proc1::ACTIVATE_TERTIARY_CONTROLS != 0 {
+                vmcs.get(Field::TERTIARY_VM_EXEC_CONTROL)
+            } else {
+                0
+            },
             exit: word(Field::VM_EXIT_CONTROLS),
             exceptions: word(Field::EXCEPTION_BITMAP),
             tsc_offset: if proc1_controls & proc1::USE_TSC_OFFSETTING != 0 {
@@ -178,6 +188,9 @@ impl Controls {
     pub fn virtual_nmis(&self) -> bool {
         self.pin(pin::VIRTUAL_NMIS)
     }
+    pub fn virtualizes_ipis(&self) -> bool {
+        self.proc3 & proc3::IPI_VIRTUALIZATION != 0
+    }
     pub fn delivers_virtual_interrupts(&self) -> bool {
         self.proc2(proc2::VIRTUAL_INTERRUPT_DELIVERY)
     }
@@ -207,6 +220,7 @@ impl Vmx {
             apic_write: None,
             threshold_due: false,
             virtual_interrupt: false,
+            notified: false,
         }
     }
 
