@@ -3,9 +3,9 @@
 //
 //     node tests/browser/bench.mjs [--dist web/dist] [--guests .cache/guests] [--until PATTERN]
 
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { browse, condition, fail, inState, options, seen, serve } from './harness.mjs';
+import { at, browse, condition, fail, inState, options, seen, serve } from './harness.mjs';
 
 const given = options({ dist: 'web/dist', guests: '.cache/guests', until: '[~/] [#$] ?$' });
 for (const file of [join(given.dist, 'index.html'), join(given.guests, 'manifest.json')]) {
@@ -14,7 +14,8 @@ for (const file of [join(given.dist, 'index.html'), join(given.guests, 'manifest
 
 const site = await serve(given.dist, given.guests);
 const browser = await browse();
-const linux = await boot(undefined, new RegExp(given.until, 'm'));
+const manifest = JSON.parse(readFileSync(join(given.guests, 'manifest.json'), 'utf8'));
+const linux = await boot(manifest, new RegExp(given.until, 'm'));
 const echo = await echoTimes(linux.page, 40);
 await linux.page.close();
 const loop = existsSync(join(given.guests, 'loop.elf'))
@@ -37,8 +38,8 @@ site.close();
 /** From the start of the machine, images loaded, until the console shows `text` or the guest stops. */
 async function boot(manifest, text) {
   const page = await browser.context.newPage();
-  if (manifest) await page.route('**/manifest.json', (route) => route.fulfill({ json: manifest }));
-  await page.goto(site.url);
+  await page.route('**/manifest.json', (route) => route.fulfill({ json: manifest }));
+  await page.goto(at(site.url, manifest.guests[0].name));
   await inState(page, ['running', 'idle', 'stopped'], 60_000);
   const start = performance.now();
   if (text) await seen(page, text, 600_000);

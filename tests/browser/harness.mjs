@@ -65,6 +65,11 @@ export async function serve(dist, guests) {
   return { url: `http://127.0.0.1:${server.address().port}/`, close: () => server.close() };
 }
 
+/** The address at which a site boots a guest of its list. */
+export function at(site, guest) {
+  return `${site}?guest=${encodeURIComponent(guest)}`;
+}
+
 /** Chromium with a user-data directory of its own. */
 export async function browse(viewport = { width: 1180, height: 760 }) {
   const executablePath = [process.env.CHROMIUM, '/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome']

@@ -7,27 +7,55 @@
 import assert from 'node:assert/strict';
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { browse, condition, consoleText, fail, inState, options, seen, serve } from './harness.mjs';
+import { at, browse, condition, consoleText, fail, inState, options, seen, serve } from './harness.mjs';
 
 const given = options({ dist: 'web/dist', guests: '.cache/guests', only: '', screenshot: '' });
 if (!existsSync(join(given.dist, 'index.html'))) fail(`${given.dist} holds no built page: run "npm run wasm && npm run build" first`);
 const hasGuests = existsSync(join(given.guests, 'manifest.json'));
 
 const PROMPT = /[~/] #\s*$/;
-/** The built-in guest waits for input. */
+/** The greeting waits for input. */
 const READY = /^>/m;
 /** A boot takes seconds; a busy machine may take many times as long. */
 const BOOT_MS = 180_000;
 
-/** A test gets a page at the address of a site that serves `guests` or, with `alone`, none. */
+/**
+ * A test gets a page: with `first` as it opens, with `alone` at the greeting, with `linux` at the first
+ * guest of a site that serves guests. The others serve none.
+ */
 const tests = [];
 const test = (name, needs, run) => tests.push({ name, needs, run });
 
-// ---- the built-in guest ----
+// ---- the built-in guests ----
 
-test('a page without guest images runs the built-in guest', 'alone', async (page) => {
-  await seen(page, 'It has counted 2262 primes', 20_000);
+test('the first screen is a hypervisor that shows the exits of its guest', 'first', async (page) => {
+  const text = await seen(page, /exits: 2 CPUID, 1 RDMSR/, 20_000);
+  assert.match(text, /^13 +48 +EPT violation +182 .*maps a page at 203000$/m);
+  assert.match(text, /L2 says: all came back right/);
+  await inState(page, 'stopped');
+  assert.match(await page.textContent('#stop'), /powered off/);
   assert.match(await page.textContent('footer'), /drop a Linux kernel/);
+});
+
+test('without VMX the hypervisor says so, and with it runs again', 'first', async (page) => {
+  await inState(page, 'stopped', 20_000);
+  await page.selectOption('#vmx', 'none');
+  await page.click('text=Boot');
+  await seen(page, 'has no VMX', 20_000);
+  await page.selectOption('#vmx', 'kvm');
+  await page.click('text=Boot');
+  await seen(page, /exits: 2 CPUID, 1 RDMSR/, 20_000);
+});
+
+test('the address can name the guest', 'alone', async (page) => {
+  await seen(page, 'It has counted 2262 primes', 20_000);
+});
+
+test('an address that names no guest gives a clear error', 'alone', async (page, site) => {
+  await page.goto(`${site}?guest=Multics`);
+  assert.match(await alert(page), /no guest Multics/);
+  await page.selectOption('.guest select', { label: 'Built-in greeting' });
+  await seen(page, READY, 20_000);
 });
 
 test('what is typed comes back from the guest', 'alone', async (page) => {
@@ -151,7 +179,7 @@ test('more than 3 GiB of memory is refused before anything is fetched', 'alone',
     fetched.push(route.request().url());
     return route.request().url().endsWith('manifest.json') ? route.fulfill({ json: manifest }) : route.abort();
   });
-  await page.goto(site);
+  await page.goto(at(site, 'Huge'));
   assert.match(await alert(page), /3 GiB/);
   assert.equal(fetched.length, 1, String(fetched));
 });
@@ -159,7 +187,7 @@ test('more than 3 GiB of memory is refused before anything is fetched', 'alone',
 test('a guest image that the server lacks gives a clear error', 'alone', async (page, site) => {
   const manifest = { guests: [{ name: 'Gone', kernel: 'gone' }] };
   await page.route('**/manifest.json', (route) => route.fulfill({ json: manifest }));
-  await page.goto(site);
+  await page.goto(at(site, 'Gone'));
   assert.match(await alert(page), /gone.*404/);
 });
 
@@ -230,7 +258,13 @@ async function alert(page) {
 
 // ---- the runner ----
 
-const sites = { alone: await serve(given.dist, undefined), linux: await serve(given.dist, given.guests) };
+const [bare, served] = [await serve(given.dist, undefined), await serve(given.dist, given.guests)];
+const linux = hasGuests ? JSON.parse(readFileSync(join(given.guests, 'manifest.json'), 'utf8')).guests[0].name : '';
+const starts = {
+  first: [bare.url, bare.url],
+  alone: [bare.url, at(bare.url, 'Built-in greeting')],
+  linux: [served.url, at(served.url, linux)],
+};
 const browser = await browse();
 let passed = 0;
 let failed = 0;
@@ -246,8 +280,9 @@ for (const { name, needs, run } of tests) {
   const thrown = [];
   page.on('pageerror', (error) => thrown.push(error));
   try {
-    await page.goto(sites[needs].url);
-    await run(page, sites[needs].url);
+    const [site, start] = starts[needs];
+    await page.goto(start);
+    await run(page, site);
     assert.deepEqual(thrown, [], 'the page threw');
     passed += 1;
     console.log(`ok   ${name}`);
@@ -259,6 +294,6 @@ for (const { name, needs, run } of tests) {
   await page.close();
 }
 await browser.close();
-for (const site of Object.values(sites)) site.close();
+for (const site of [bare, served]) site.close();
 console.log(`${passed} passed, ${failed} failed${skipped ? `, ${skipped} skipped` : ''}`);
 process.exit(failed > 0 || passed === 0 ? 1 : 0);

@@ -1,19 +1,30 @@
 // Which guests there are: those that the server has beside the page, the one built in, and files
 // that the user brings.
 
-import type { Guest, ImageKind, Source } from './protocol';
+import type { Guest, ImageKind, Source, Vmx } from './protocol';
 
 const MIB = 1024 * 1024;
 const DEFAULT_MEMORY = 512 * MIB;
 const DEFAULT_CMDLINE = 'console=ttyS0 earlyprintk=serial reboot=t';
 
-/** Runs at once, with nothing fetched. */
-export const BUILTIN: Guest = {
+/** Runs at once, with nothing fetched: a hypervisor that shows the exits of its guest. */
+export const HYPERVISOR: Guest = {
+  name: 'Built-in hypervisor',
+  kernel: { from: 'builtin', name: 'hypervisor' },
+  cmdline: '',
+  memory: 16 * MIB,
+  cpus: 1,
+  vmx: 'max',
+};
+
+/** Likewise: it echoes what is typed. */
+export const GREETING: Guest = {
   name: 'Built-in greeting',
   kernel: { from: 'builtin', name: 'greeting' },
   cmdline: '',
   memory: 16 * MIB,
   cpus: 1,
+  vmx: 'none',
 };
 
 /** An entry of `guests/manifest.json`; addresses are relative to it. */
@@ -25,6 +36,7 @@ interface ManifestGuest {
   /** Bytes. */
   memory?: number;
   cpus?: number;
+  vmx?: Vmx;
 }
 
 /** The guests that the server offers; none where it has no manifest. */
@@ -41,6 +53,7 @@ export async function servedGuests(): Promise<Guest[]> {
     cmdline: guest.cmdline ?? '',
     memory: guest.memory ?? DEFAULT_MEMORY,
     cpus: guest.cpus ?? 1,
+    vmx: guest.vmx ?? 'none',
   }));
 }
 
@@ -79,6 +92,7 @@ export async function guestFromFiles(
       cmdline: present && present.kernel.from !== 'builtin' ? present.cmdline : DEFAULT_CMDLINE,
       memory: Math.max(DEFAULT_MEMORY, present?.memory ?? 0),
       cpus: present?.cpus ?? 1,
+      vmx: present && present.kernel.from !== 'builtin' ? present.vmx : 'none',
     };
   }
   if (initrd && present && present.kernel.from !== 'builtin') {

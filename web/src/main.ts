@@ -2,7 +2,7 @@
 
 import { MachineClient } from './client';
 import { Console } from './console';
-import { BUILTIN, guestFromFiles, servedGuests } from './guests';
+import { GREETING, guestFromFiles, HYPERVISOR, servedGuests } from './guests';
 import type { Guest } from './protocol';
 import { type Actions, show, type State } from './view';
 
@@ -12,7 +12,7 @@ const foot = element('foot');
 const drop = element('drop');
 
 const state: State = {
-  guests: [BUILTIN],
+  guests: [HYPERVISOR, GREETING],
   guest: undefined,
   booting: true,
   progress: undefined,
@@ -126,13 +126,17 @@ addEventListener('keydown', (event) => {
   }
 });
 
-// ---- a running guest first, not a form ----
+// ---- a running guest first, not a form: the hypervisor, or the one that `?guest=NAME` names ----
 
 async function start(): Promise<void> {
   update({});
   const [served] = await Promise.all([servedGuests(), terminal.open()]);
-  update({ guests: [...served, BUILTIN], alone: served.length === 0 });
-  await boot(served[0] ?? BUILTIN);
+  const guests = [HYPERVISOR, ...served, GREETING];
+  update({ guests, alone: served.length === 0 });
+  const wanted = new URLSearchParams(location.search).get('guest');
+  const guest = guests.find(({ name }) => name === (wanted ?? HYPERVISOR.name));
+  if (guest) await boot(guest);
+  else update({ error: `There is no guest ${wanted} here: choose another.`, guest: HYPERVISOR, booting: false });
 }
 
 start().catch((error: unknown) => update({ error: `The page could not start: ${(error as Error).message}`, booting: false }));

@@ -8,7 +8,13 @@
 export type Source =
   | { readonly from: 'url'; readonly name: string; readonly url: string }
   | { readonly from: 'file'; readonly name: string; readonly file: Blob }
-  | { readonly from: 'builtin'; readonly name: string };
+  | { readonly from: 'builtin'; readonly name: Builtin };
+
+/** A guest that the machine brings along. */
+export type Builtin = 'hypervisor' | 'greeting';
+
+/** VMX of the processor: none, what KVM offers its guests, or all that there is. */
+export type Vmx = 'none' | 'kvm' | 'max';
 
 /** A machine to build. */
 export interface Guest {
@@ -19,6 +25,7 @@ export interface Guest {
   /** Bytes of guest RAM. */
   readonly memory: number;
   readonly cpus: number;
+  readonly vmx: Vmx;
 }
 
 export type Request =
@@ -44,7 +51,7 @@ export type Reply =
 
 /** Why the machine does not run. */
 export interface StopReason {
-  /** Stable word: `power-off`, `reset`, `triple-fault`, `unimplemented`, `exit`, `failed`. */
+  /** Stable word: `power-off`, `reset`, `triple-fault`, `vmx-abort`, `unimplemented`, `exit`, `failed`. */
   readonly kind: string;
   /** One readable line. */
   readonly message: string;

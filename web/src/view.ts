@@ -2,11 +2,12 @@
 
 import { html, nothing, render, svg, type TemplateResult } from 'lit-html';
 import { live } from 'lit-html/directives/live.js';
-import type { Guest, Status } from './protocol';
+import type { Guest, Status, Vmx } from './protocol';
 
 const MIB = 1024 * 1024;
 const MEMORY_CHOICES = [64, 128, 256, 512, 1024, 2048, 3072].map((mib) => mib * MIB);
 const CPU_CHOICES = [1, 2, 4];
+const VMX_CHOICES: readonly Vmx[] = ['none', 'kvm', 'max'];
 /** Below this share of the wall time spent executing, the guest counts as idle. */
 const IDLE_LOAD = 0.03;
 
@@ -27,7 +28,7 @@ export interface State {
   /** Of the machine, once there is one. */
   status: Status | undefined;
   error: string | undefined;
-  /** Only the built-in guest is here: say what else can be done. */
+  /** Only the built-in guests are here: say what else can be done. */
   alone: boolean;
 }
 
@@ -85,7 +86,7 @@ function controls(state: State, actions: Actions): TemplateResult {
 }
 
 function options(state: State, actions: Actions): TemplateResult {
-  const { cmdline = '', memory = 0, cpus = 1 } = state.guest ?? {};
+  const { cmdline = '', memory = 0, cpus = 1, vmx = 'none' } = state.guest ?? {};
   const memories = [...new Set([...MEMORY_CHOICES, memory])].filter((m) => m > 0).sort((a, b) => a - b);
   return html`<form
     class="options"
@@ -116,6 +117,12 @@ function options(state: State, actions: Actions): TemplateResult {
       <span>CPUs</span>
       <select id="cpus" @change=${(event: Event) => actions.edit({ cpus: Number((event.target as HTMLSelectElement).value) })}>
         ${[...new Set([...CPU_CHOICES, cpus])].map((n) => html`<option value=${n} ?selected=${n === cpus}>${n}</option>`)}
+      </select>
+    </label>
+    <label class="field">
+      <span>VMX</span>
+      <select id="vmx" @change=${(event: Event) => actions.edit({ vmx: (event.target as HTMLSelectElement).value as Vmx })}>
+        ${VMX_CHOICES.map((choice) => html`<option value=${choice} ?selected=${choice === vmx}>${choice}</option>`)}
       </select>
     </label>
     <button type="submit" title="Build the machine anew with these settings and start it">Boot</button>
@@ -169,6 +176,7 @@ const STOPPED: Record<string, string> = {
   'power-off': 'Powered off',
   reset: 'Guest reset',
   'triple-fault': 'Triple fault',
+  'vmx-abort': 'VMX abort',
   unimplemented: 'Not implemented',
   exit: 'Guest exited',
   failed: 'Failed',

@@ -121,7 +121,9 @@ async function boot(guest: Guest, wanted: number): Promise<void> {
   stop = undefined;
   ticks = instructions = serialInFlight = 0;
 
-  const options = { memory: guest.memory, cpus: guest.cpus, cmdline: guest.cmdline };
+  const { memory, cpus, cmdline, vmx } = guest;
+  const builtin = guest.kernel.from === 'builtin' ? { builtin: guest.kernel.name } : {};
+  const options = { memory, cpus, cmdline, vmx, ...builtin };
   check_options(options); // before anything is fetched
   const kernel = await load(guest.kernel, wanted);
   const initrd = guest.initrd ? await load(guest.initrd, wanted) : undefined;

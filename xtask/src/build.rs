@@ -16,6 +16,14 @@ pub fn cli() -> Result<PathBuf> {
     Ok(target_dir()?.join("release/hypernest"))
 }
 
+/// Builds the command without events and counters of VMX, to measure what they cost; its path.
+pub fn cli_without_events() -> Result<PathBuf> {
+    let dir = target_dir()?.join("no-events");
+    let mut build = line("cargo build --release --quiet -p hypernest-cli --features no-events");
+    run(build.arg("--target-dir").arg(&dir))?;
+    Ok(dir.join("release/hypernest"))
+}
+
 /// Where cargo puts what it builds.
 pub fn target_dir() -> Result<PathBuf> {
     let metadata = output(&mut line("cargo metadata --format-version 1 --no-deps"))?;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! 6.1/vmlinuz  6.1/initramfs.cpio      a stock kernel, and the initramfs that prints `ANCHOR MARKER init`
+//! 6.1/initramfs-l2.cpio                the same with the kernel again, as a guest of KVM, and its own initramfs
 //! 6.12/...                             the same for the newer kernel
 //! prompt.cpio                          an initramfs that ends at a busybox shell
 //! loop.elf                             a hot loop (tests/guests/loop.S)
@@ -65,8 +66,15 @@ impl Kernel {
         dir().join(self.series).join("initramfs.cpio")
     }
 
+    /// The initramfs that holds, besides what [`Self::initramfs`] does, the kernel as a guest of KVM.
+    pub fn nested_initramfs(&self) -> PathBuf {
+        dir().join(self.series).join("initramfs-l2.cpio")
+    }
+
     fn is_made(&self) -> bool {
-        self.image().is_file() && self.initramfs().is_file()
+        [self.image(), self.initramfs(), self.nested_initramfs()]
+            .iter()
+            .all(|path| path.is_file())
     }
 }
 
@@ -98,10 +106,14 @@ pub fn make_what_is_possible() -> Result<Vec<String>> {
 
     write("prompt.cpio", &prompt(&busybox)?)?;
     hot_loop()?;
-    let l2test = compile_l2test()?;
+    let programs = Programs {
+        busybox,
+        l2test: compile("l2test")?,
+        l2linux: compile("l2linux")?,
+    };
     let mut missing = Vec::new();
     for kernel in KERNELS {
-        if let Err(error) = linux(kernel, &debs, &busybox, &l2test) {
+        if let Err(error) = linux(kernel, &debs, &programs) {
             missing.push(format!("no {} kernel: {error:#}", kernel.series));
         }
     }
@@ -183,7 +195,16 @@ fn image_package(package: &str) -> Result<String> {
         .into())
 }
 
-fn linux(kernel: &Kernel, debs: &Path, busybox: &[u8], l2test: &[u8]) -> Result<()> {
+/// What runs in the guests.
+struct Programs {
+    busybox: Vec<u8>,
+    /// `tests/guests/l2test.c`, compiled.
+    l2test: Vec<u8>,
+    /// `tests/guests/l2linux.c`, compiled.
+    l2linux: Vec<u8>,
+}
+
+fn linux(kernel: &Kernel, debs: &Path, programs: &Programs) -> Result<()> {
     let package = unpack(&image_package(kernel.package)?, debs)?;
     let image = fs::read_dir(package.join("boot"))?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -192,24 +213,33 @@ fn linux(kernel: &Kernel, debs: &Path, busybox: &[u8], l2test: &[u8]) -> Result<
                 .is_some_and(|n| n.to_string_lossy().starts_with("vmlinuz-"))
         })
         .with_context(|| format!("{} holds no vmlinuz", package.display()))?;
-    write(&format!("{}/vmlinuz", kernel.series), &fs::read(image)?)?;
+    let image = fs::read(image)?;
+    let series = kernel.series;
+    write(&format!("{series}/vmlinuz"), &image)?;
 
-    let mut archive = skeleton(busybox);
-    archive
-        .file("init", 0o755, source("l1-init")?)
-        .file("bin/l2test", 0o755, l2test)
-        .dir("l2");
-    for name in ["irqbypass", "kvm", "kvm-intel"] {
-        archive.file(
-            &format!("lib/modules/{name}.ko"),
-            0o644,
-            module(&package, name)?,
+    let hypervisor = |init| -> Result<Archive> {
+        let mut archive = skeleton(&programs.busybox);
+        archive.file("init", 0o755, source(init)?).file(
+            "bin/l2test",
+            0o755,
+            programs.l2test.as_slice(),
         );
-    }
-    write(
-        &format!("{}/initramfs.cpio", kernel.series),
-        &archive.bytes(),
-    )
+        for name in ["irqbypass", "kvm", "kvm-intel"] {
+            archive.file(
+                &format!("lib/modules/{name}.ko"),
+                0o644,
+                module(&package, name)?,
+            );
+        }
+        Ok(archive)
+    };
+    let mut archive = hypervisor("l1-init")?;
+    write(&format!("{series}/initramfs.cpio"), &archive.bytes())?;
+    archive
+        .file("bin/l2linux", 0o755, programs.l2linux.as_slice())
+        .file("l2/bzImage", 0o644, image)
+        .file("l2/initrd", 0o644, hypervisor("l2-init")?.bytes());
+    write(&format!("{series}/initramfs-l2.cpio"), &archive.bytes())
 }
 
 /// A kernel module, uncompressed.
@@ -253,9 +283,12 @@ fn prompt(busybox: &[u8]) -> Result<Vec<u8>> {
         .bytes())
 }
 
-fn compile_l2test() -> Result<Vec<u8>> {
-    let out = dir().join("l2test");
-    let mut gcc = line("gcc -O2 -static -Wall -s tests/guests/l2test.c -o");
+/// Compiles `tests/guests/NAME.c` so that it needs nothing but a kernel.
+fn compile(name: &str) -> Result<Vec<u8>> {
+    let out = dir().join(name);
+    let mut gcc = line(&format!(
+        "gcc -O2 -static -Wall -s tests/guests/{name}.c -o"
+    ));
     run(gcc.arg(&out)).context("packages gcc and libc6-dev are needed")?;
     Ok(fs::read(out)?)
 }

@@ -19,29 +19,44 @@ const LIMIT_SECONDS: u64 = 400;
 pub struct LinuxRun<'a> {
     pub kernel: &'a Kernel,
     pub cpus: u32,
+    pub memory: &'a str,
+    pub initramfs: PathBuf,
     /// Words for its init.
     pub words: &'a str,
     /// Further options of `hypernest run`.
     pub options: Vec<String>,
 }
 
-impl LinuxRun<'_> {
+impl<'a> LinuxRun<'a> {
+    /// One processor, 256 MiB, the plain initramfs.
+    pub fn new(kernel: &'a Kernel, words: &'a str) -> Self {
+        Self {
+            kernel,
+            cpus: 1,
+            memory: "256M",
+            initramfs: kernel.initramfs(),
+            words,
+            options: Vec::new(),
+        }
+    }
+
     /// The command line.
     pub fn command(&self, cli: &Path) -> std::process::Command {
         let mut run = command(&cli.to_string_lossy());
         run.arg("run")
             .arg(self.kernel.image())
             .arg("--initrd")
-            .arg(self.kernel.initramfs())
+            .arg(&self.initramfs)
             .args(["--append", &format!("{LINUX_ARGS} {}", self.words)])
-            .args(["--memory", "256M", "--serial", "stdio"])
+            .args(["--memory", self.memory, "--serial", "stdio"])
             .args(["--cpus", &self.cpus.to_string()])
             .args(["--timeout", &LIMIT_SECONDS.to_string()])
             .args(&self.options);
         run
     }
 
-    fn capture(&self, cli: &Path) -> Result<Captured> {
+    /// Runs it to its end.
+    pub fn capture(&self, cli: &Path) -> Result<Captured> {
         let mut run = self.command(cli);
         println!("$ {}", shown(&run));
         capture(Duration::from_secs(LIMIT_SECONDS + 30), &mut run)
@@ -49,7 +64,7 @@ impl LinuxRun<'_> {
 }
 
 /// The kernels whose images have been made; `None` where there are none.
-fn kernels() -> Option<Vec<&'static Kernel>> {
+pub fn kernels() -> Option<Vec<&'static Kernel>> {
     let there: Vec<_> = KERNELS
         .iter()
         .filter(|kernel| kernel.image().exists())
@@ -57,78 +72,12 @@ fn kernels() -> Option<Vec<&'static Kernel>> {
     (!there.is_empty()).then_some(there)
 }
 
-fn no_images() -> Outcome {
+pub fn no_images() -> Outcome {
     Outcome::Skipped("there is no guest image: see suite guests".into())
 }
 
 /// Ends the run when init has been reached.
 pub const STOP_AT_INIT: &str = "anchor.stop=boot";
-
-/// Both kernels as hypervisors: KVM's own module runs small guests, whose results they print.
-pub fn nested() -> Result<Outcome> {
-    let Some(there) = kernels() else {
-        return Ok(no_images());
-    };
-    let cli = build::cli()?;
-    let mut failures = Vec::new();
-    for kernel in &there {
-        for (profile, module) in [
-            ("max", ""),
-            ("kvm", ""),
-            ("max", "anchor.kvm_intel=vpid=0"),
-            // Real mode is virtual-8086 mode then, and memory is shadowed page tables.
-            ("max", "anchor.kvm_intel=ept=0,unrestricted_guest=0"),
-        ] {
-            let name = format!(
-                "KVM of Linux {} under --vmx {profile} {module}",
-                kernel.series
-            );
-            let result = LinuxRun {
-                kernel,
-                cpus: 1,
-                words: &format!("anchor.n=500 {module}"),
-                options: vec!["--vmx".into(), profile.into()],
-            }
-            .capture(&cli)?;
-            let failure = nested_failure(&result);
-            failures.extend(told(&name, "all well", &result, failure));
-        }
-    }
-    if !failures.is_empty() {
-        bail!("{}", failures.join("; "));
-    }
-    Ok(Outcome::Passed)
-}
-
-/// The guests of the guest that must report.
-const L2_TESTS: [&str; 10] = [
-    "real_out",
-    "cpuid",
-    "vmcall",
-    "long_out",
-    "mmio",
-    "touch_cold",
-    "touch_warm",
-    "touch_populated",
-    "spin",
-    "timer",
-];
-
-fn nested_failure(result: &Captured) -> Option<String> {
-    match result.status.map(|status| status.code()) {
-        None | Some(Some(124)) => return Some("did not end in time".into()),
-        Some(Some(0)) => {}
-        Some(code) => return Some(format!("ended with exit code {code:?}")),
-    }
-    let missing: Vec<_> = L2_TESTS
-        .into_iter()
-        .filter(|test| !result.stdout.contains(&format!("L2 {test} ok=1")))
-        .collect();
-    if !missing.is_empty() {
-        return Some(format!("no good result of {}", missing.join(", ")));
-    }
-    (!result.stdout.contains("ANCHOR L2 rc=0")).then(|| "l2test reports a failure".into())
-}
 
 /// Both kernels with one and two processors.
 pub fn boots() -> Result<Outcome> {
@@ -142,10 +91,9 @@ pub fn boots() -> Result<Outcome> {
             let name = format!("Linux {} with {cpus} processor(s)", kernel.series);
             let options = vec!["--stop-on".into(), MARKER.into()];
             let result = LinuxRun {
-                kernel,
                 cpus,
-                words: STOP_AT_INIT,
                 options,
+                ..LinuxRun::new(kernel, STOP_AT_INIT)
             }
             .capture(&cli)?;
             let failure = boot_failure(&result, cpus);
@@ -177,7 +125,7 @@ fn boot_failure(result: &Captured, cpus: u32) -> Option<String> {
 }
 
 /// Prints how a run went: `good` with its time, or why it failed and the end of what it printed.
-fn told(name: &str, good: &str, result: &Captured, failure: Option<String>) -> Option<String> {
+pub fn told(name: &str, good: &str, result: &Captured, failure: Option<String>) -> Option<String> {
     let Some(why) = failure else {
         println!("{name}: {good} after {:.1} s", result.time.as_secs_f64());
         return None;
@@ -263,10 +211,9 @@ fn native_end(cli: &Path, kernel: &Kernel, cpus: u32, block: Option<u32>) -> Res
         options.extend(["--block-length".into(), length.to_string()]);
     }
     let result = LinuxRun {
-        kernel,
         cpus,
         options,
-        words: STOP_AT_INIT,
+        ..LinuxRun::new(kernel, STOP_AT_INIT)
     }
     .capture(cli)?;
     let text = fs::read_to_string(&report);

@@ -1,12 +1,15 @@
 //! Project chores, run as `cargo xtask CHORE`. See README.md.
 
 mod bench;
+mod bochs;
 mod build;
+mod conformance;
 mod cpio;
 mod demo;
 mod guests;
 mod integration;
 mod kut;
+mod nested;
 mod run;
 mod serve;
 mod setup;

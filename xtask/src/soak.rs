@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 
 use crate::run::{cache, line, run_within};
 use crate::test::Outcome;
-use crate::{integration, kut};
+use crate::{integration, kut, nested};
 
 /// One long run.
 struct Part {
@@ -22,12 +22,16 @@ const PARTS: &[Part] = &[
         run: oracle,
     },
     Part {
+        name: "wild",
+        run: wild,
+    },
+    Part {
         name: "boots",
         run: integration::boots,
     },
     Part {
         name: "nested",
-        run: integration::nested,
+        run: nested::all,
     },
     Part {
         name: "determinism",
@@ -85,6 +89,19 @@ fn oracle() -> Result<Outcome> {
         "cargo run --release -p hypernest-oracle --example soak -- {ORACLE_CASES} --threads {threads}"
     );
     run_within(Duration::from_secs(12 * 3600), &mut line(&words))?;
+    Ok(Outcome::Passed)
+}
+
+/// Wild guests, and wild hypervisors.
+const WILD_GUESTS: u64 = 300_000;
+
+fn wild() -> Result<Outcome> {
+    for kind in ["", "nest"] {
+        let words = format!(
+            "cargo run --release -p hypernest-oracle --example wild -- {kind} {WILD_GUESTS}"
+        );
+        run_within(Duration::from_secs(3 * 3600), &mut line(&words))?;
+    }
     Ok(Outcome::Passed)
 }
 

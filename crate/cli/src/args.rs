@@ -1,12 +1,13 @@
 //! The command line, and the one-line form of its errors.
 
 use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use hypernest_machine::VmxChoice;
+use clap::{Args, Parser, Subcommand};
+use hypernest_machine::{ExitReason, Level, VmxChoice};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -19,7 +20,8 @@ Exit status:
   0      the guest powered off or reset, --stop-on or --stop-at was reached, or Ctrl-A x
   n*2+1  the guest wrote n to the debug-exit port F4H
   2      bad input: nothing was run
-  4      the guest crashed (triple fault), needs what is not implemented, or sleeps for ever
+  4      the guest crashed (triple fault, VMX abort), needs what is not implemented, sleeps for ever,
+         or --break-on stopped it
   124    --timeout ran out
   143    stopped by a signal
 
@@ -31,7 +33,8 @@ Exit status: 0, 1 when a check fails or files differ, 2 for bad input.";
 /// A deterministic x86-64 machine.
 ///
 /// Boots Linux, multiboot and ELF images on a processor in software: no virtualization, no
-/// privileges. Without a command it runs a small built-in guest.
+/// privileges. Without a command it runs a small built-in hypervisor, which shows each exit of its
+/// guest.
 #[derive(Debug, Parser)]
 #[command(name = "hypernest", version, styles = STYLES, max_term_width = 100)]
 pub struct Cli {
@@ -85,9 +88,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "MODEL", help_heading = "Machine")]
     pub cpu: Option<String>,
 
-    /// Virtual-machine extensions: none, kvm (what KVM offers its guests) or max
+    /// Virtual-machine extensions: none, kvm (what KVM offers its guests), max, or a file with the
+    /// IA32_VMX_* registers of a processor
     #[arg(long, value_name = "PROFILE", default_value = "none", hide_default_value = true, value_parser = vmx, help_heading = "Machine")]
-    pub vmx: VmxChoice,
+    pub vmx: Vmx,
 
     /// Raw disk image for a virtio disk; the guest's writes are kept in memory, never in the file
     #[arg(long = "disk", value_name = "F", help_heading = "Machine")]
@@ -109,7 +113,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "S", value_parser = seconds, help_heading = "Ends")]
     pub timeout: Option<Duration>,
 
-    /// Print instructions, speed, stops and the hash of the final state
+    /// Print instructions, speed, stops, the hash of the final state, and VM exits by reason
     #[arg(long, help_heading = "Looking inside")]
     pub report: bool,
 
@@ -117,14 +121,37 @@ pub struct RunArgs {
     #[arg(long, value_name = "F", help_heading = "Looking inside")]
     pub report_json: Option<PathBuf>,
 
-    /// Treat even a deliberate triple fault (reboot=t) as a crash, with a post-mortem; keep the
-    /// last instructions for it
-    #[arg(long, value_name = "EVENT", help_heading = "Looking inside")]
+    /// Stop with a post-mortem at a VM entry that fails (entry-fail), after a VM exit for a reason
+    /// (exit:REASON) or the N-th of all (exit:N), at a triple fault, even a deliberate one
+    /// (triple-fault), or at what is not built (unimplemented)
+    #[arg(long, value_name = "EVENT", value_parser = break_on, help_heading = "Looking inside")]
     pub break_on: Vec<BreakOn>,
 
-    /// An ELF file whose symbols name addresses in the post-mortem and the instruction log
+    /// Write every VM exit, and every VM entry that fails, as a line of JSON
+    #[arg(long, value_name = "F", help_heading = "Looking inside")]
+    pub exits: Option<PathBuf>,
+
+    /// Write a trace of L0, L1 and L2 that ui.perfetto.dev opens
+    #[arg(long, value_name = "F", help_heading = "Looking inside")]
+    pub trace: Option<PathBuf>,
+
+    /// At the end of the run print how an address is translated, entry by entry: L1:ADDR or L2:ADDR,
+    /// the latter through L2's tables and EPT
+    #[arg(long, value_name = "LEVEL:ADDR", value_parser = walk_at, help_heading = "Looking inside")]
+    pub walk: Vec<WalkAt>,
+
+    /// Wait for gdb on this address of the loopback interface (a bare number is a port): registers and
+    /// memory of the level that executes, breakpoints, single steps
+    #[arg(long, value_name = "ADDR", value_parser = gdb, help_heading = "Looking inside")]
+    pub gdb: Option<SocketAddr>,
+
+    /// An ELF file whose symbols name addresses in post-mortem, exits, trace and instruction log
     #[arg(long, value_name = "VMLINUX", help_heading = "Looking inside")]
     pub symbols: Option<PathBuf>,
+
+    /// The same for addresses of L2, the guest of a hypervisor in the machine
+    #[arg(long, value_name = "VMLINUX", help_heading = "Looking inside")]
+    pub symbols_l2: Option<PathBuf>,
 
     /// Write every instruction with the registers before it, in the form of QEMU's -d in_asm,cpu
     #[arg(long, value_name = "F", help_heading = "Looking inside")]
@@ -135,16 +162,41 @@ pub struct RunArgs {
     pub block_length: Option<u32>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+/// A linear address of a level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WalkAt {
+    /// Whose address.
+    pub level: Level,
+    /// The address.
+    pub address: u64,
+}
+
+/// What stops a run with a post-mortem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakOn {
+    /// A VM entry that fails.
+    EntryFail,
+    /// A VM exit for this reason.
+    ExitReason(ExitReason),
+    /// The VM exit of this number.
+    ExitNumber(u64),
+    /// Even a deliberate triple fault.
     TripleFault,
+    /// What is not built. It always stops a run; naming it keeps the last instructions.
     Unimplemented,
+}
+
+/// Where the VMX profile comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vmx {
+    Named(VmxChoice),
+    File(PathBuf),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SerialTo {
     Stdio,
-    /// Only what the guest sends, to stdout; for the built-in guest.
+    /// Only what the guest sends, to stdout; for the built-in hypervisor.
     Output,
     File(PathBuf),
     None,
@@ -181,6 +233,64 @@ fn serial(text: &str) -> Result<SerialTo, String> {
             _ => Err("give stdio, file:F or none".into()),
         },
     }
+}
+
+fn break_on(text: &str) -> Result<BreakOn, String> {
+    match text {
+        "entry-fail" => return Ok(BreakOn::EntryFail),
+        "triple-fault" => return Ok(BreakOn::TripleFault),
+        "unimplemented" => return Ok(BreakOn::Unimplemented),
+        _ => {}
+    }
+    let Some(exit) = text.strip_prefix("exit:") else {
+        return Err("give entry-fail, exit:REASON, exit:N, triple-fault or unimplemented".into());
+    };
+    if exit.bytes().all(|byte| byte.is_ascii_digit()) {
+        let number = exit.parse().ok().filter(|number| *number > 0);
+        let number = number.ok_or("give the number of an exit, from 1")?;
+        return Ok(BreakOn::ExitNumber(number));
+    }
+    ExitReason::from_ident(exit)
+        .map(BreakOn::ExitReason)
+        .ok_or_else(|| {
+            let known: Vec<&str> = ExitReason::all().iter().map(|row| row.ident).collect();
+            format!("give a number or one of {}", known.join(", "))
+        })
+}
+
+fn walk_at(text: &str) -> Result<WalkAt, String> {
+    let wrong = || "give L1:ADDR or L2:ADDR, such as L2:0xffffffff81000000".to_owned();
+    let (level, address) = text.split_once(':').ok_or_else(wrong)?;
+    let level = match level {
+        "L1" | "l1" => Level::L1,
+        "L2" | "l2" => Level::L2,
+        _ => return Err(wrong()),
+    };
+    let digits = address.replace('_', "");
+    let parsed = match digits.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => digits.parse(),
+    };
+    let address = parsed.map_err(|_| wrong())?;
+    Ok(WalkAt { level, address })
+}
+
+fn gdb(text: &str) -> Result<SocketAddr, String> {
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    let port: u16 = port
+        .parse()
+        .map_err(|_| "give a port, such as 1234 or 127.0.0.1:1234")?;
+    let host = match host.trim_start_matches('[').trim_end_matches(']') {
+        "" | "localhost" => IpAddr::from(Ipv4Addr::LOCALHOST),
+        host => host
+            .parse()
+            .map_err(|_| "give an address in numbers, such as 127.0.0.1:1234")?,
+    };
+    if !host.is_loopback() {
+        // Whoever connects can read all of the guest.
+        return Err("give a loopback address, such as 127.0.0.1:1234".into());
+    }
+    Ok(SocketAddr::new(host, port))
 }
 
 fn ticks(text: &str) -> Result<u64, String> {
@@ -224,13 +334,14 @@ fn one_line(text: &str) -> String {
     }
 }
 
-fn vmx(text: &str) -> Result<VmxChoice, String> {
-    match text {
-        "none" => Ok(VmxChoice::None),
-        "kvm" => Ok(VmxChoice::Kvm),
-        "max" => Ok(VmxChoice::Max),
-        _ => Err("there are none, kvm and max".into()),
-    }
+fn vmx(text: &str) -> Result<Vmx, String> {
+    Ok(match text {
+        "none" => Vmx::Named(VmxChoice::None),
+        "kvm" => Vmx::Named(VmxChoice::Kvm),
+        "max" => Vmx::Named(VmxChoice::Max),
+        "" => return Err("give none, kvm, max or a file".into()),
+        _ => Vmx::File(text.into()),
+    })
 }
 
 #[cfg(test)]
@@ -294,6 +405,62 @@ mod tests {
         assert!(of("0").is_err() && of("nan").is_err() && of("1e300").is_err());
         let stop = run(&["k", "--stop-at", "1_000"]).unwrap().stop_at;
         assert_eq!(stop, Some(1000));
+    }
+
+    #[test]
+    fn breaks_are_at_exits_by_reason_or_number_and_at_failures() {
+        let of = |text: &str| run(&["k", "--break-on", text]).map(|args| args.break_on[0]);
+        assert_eq!(of("entry-fail"), Ok(BreakOn::EntryFail));
+        assert_eq!(of("triple-fault"), Ok(BreakOn::TripleFault));
+        let cpuid = BreakOn::ExitReason(ExitReason::CPUID);
+        assert_eq!(of("exit:CPUID"), Ok(cpuid));
+        let violation = BreakOn::ExitReason(ExitReason::EPT_VIOLATION);
+        assert_eq!(of("exit:ept-violation"), Ok(violation));
+        assert_eq!(of("exit:12"), Ok(BreakOn::ExitNumber(12)));
+        for wrong in ["exit:", "exit:0", "exit:99999999999999999999", "exit:-1"] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+        let error = of("exit:LUNCH").unwrap_err();
+        assert!(error.contains("CPUID, ") && error.contains("EPT_VIOLATION"));
+    }
+
+    #[test]
+    fn walks_have_a_level_and_an_address() {
+        let of = |text: &str| run(&["k", "--walk", text]).map(|args| args.walk[0]);
+        let at = |level, address| Ok(WalkAt { level, address });
+        assert_eq!(of("L1:4096"), at(Level::L1, 4096));
+        assert_eq!(of("l2:0xffff_8000"), at(Level::L2, 0xffff_8000));
+        for wrong in [
+            "L0:1",
+            "L1",
+            "L1:",
+            "L2:0x",
+            "L2:-1",
+            "L2:1ffffffffffffffff0",
+            "0x1000",
+        ] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn gdb_is_served_on_loopback_alone() {
+        let of = |text: &str| run(&["k", "--gdb", text]).map(|args| args.gdb.unwrap().to_string());
+        for text in ["1234", ":1234", "localhost:1234", "127.0.0.1:1234"] {
+            assert_eq!(of(text).as_deref(), Ok("127.0.0.1:1234"));
+        }
+        assert_eq!(of("[::1]:1").as_deref(), Ok("[::1]:1"));
+        for wrong in [
+            "0.0.0.0:1234",
+            "192.168.0.1:1234",
+            "[::]:1",
+            "example.org:1",
+        ] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["", "70000", "127.0.0.1", "127.0.0.1:"] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -6,13 +6,16 @@ use std::io::{IsTerminal, Write, stderr, stdout};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use hypernest_machine::{Machine, Stop, Tick, Until};
+use hypernest_machine::{ExitReason, Machine, Stop, Tick, Until};
 
-use crate::args::SerialTo;
+use crate::args::{BreakOn, SerialTo};
+use crate::exits::Events;
+use crate::gdb::Listener;
 use crate::postmortem::is_deliberate;
 use crate::progress::Progress;
 use crate::report::End;
 use crate::terminal::{HELP, Input, Key, Keys, Raw, Stdin, is_interactive};
+use crate::trace::Names;
 use crate::{dump, files};
 
 /// Ticks per slice while nobody can type.
@@ -32,8 +35,31 @@ pub struct Limits {
     pub stop_on: Option<String>,
     /// After this much real time.
     pub timeout: Option<Duration>,
-    /// Even a deliberate triple fault is a crash.
-    pub break_on_triple_fault: bool,
+    /// What stops it with a post-mortem.
+    pub break_on: Vec<BreakOn>,
+}
+
+impl Limits {
+    fn breaks_on_triple_fault(&self) -> bool {
+        self.break_on.contains(&BreakOn::TripleFault)
+    }
+
+    /// The conditions that the machine watches for, at tick `end` at the latest.
+    pub fn until(&self, end: Tick) -> Until {
+        let mut until = Until::tick(end);
+        if let Some(text) = &self.stop_on {
+            until = until.text(text);
+        }
+        for event in &self.break_on {
+            until = match event {
+                BreakOn::EntryFail => until.failed_entry(),
+                BreakOn::ExitReason(reason) => until.vm_exit(*reason),
+                BreakOn::ExitNumber(number) => until.vm_exit_number(*number),
+                BreakOn::TripleFault | BreakOn::Unimplemented => until,
+            };
+        }
+        until
+    }
 }
 
 /// What came of a run.
@@ -185,81 +211,154 @@ impl Pace {
     }
 }
 
+/// A run under way.
+pub struct Run<'a> {
+    pub machine: &'a mut Machine,
+    pub limits: &'a Limits,
+    pub outcome: Outcome,
+    serial: &'a mut Serial,
+    events: &'a mut Events,
+    started: Instant,
+    progress: Progress,
+}
+
+impl<'a> Run<'a> {
+    pub fn new(
+        machine: &'a mut Machine,
+        serial: &'a mut Serial,
+        limits: &'a Limits,
+        events: &'a mut Events,
+    ) -> Run<'a> {
+        let progress = if serial.leaves_room_for_progress() {
+            Progress::run(limits.stop_at)
+        } else {
+            Progress::hidden()
+        };
+        Run {
+            machine,
+            limits,
+            outcome: Outcome {
+                end: End::Quit,
+                running: Duration::ZERO,
+                waiting: Duration::ZERO,
+                stops: 0,
+                typed: Vec::new(),
+            },
+            serial,
+            events,
+            started: Instant::now(),
+            progress,
+        }
+    }
+
+    /// What names addresses.
+    pub fn names(&self) -> &Names {
+        self.events.names()
+    }
+
+    /// Waits at most `wait` for keys and passes them on. The end, where the user or time asks for it.
+    ///
+    /// # Errors
+    /// The host fails: output cannot be written.
+    pub fn keys(&mut self, wait: Duration) -> Result<Option<End>> {
+        let waiting = Instant::now();
+        let keys = self.serial.input(wait);
+        self.outcome.waiting += waiting.elapsed();
+        if let Some(end) = type_keys(self.machine, keys, &mut self.outcome.typed)? {
+            return Ok(Some(end));
+        }
+        if self.serial.raw.as_ref().is_some_and(Raw::ended) {
+            return Ok(Some(End::Signal));
+        }
+        let limit = self.limits.timeout;
+        let over = limit.is_some_and(|limit| self.started.elapsed() >= limit);
+        Ok(over.then_some(End::Timeout))
+    }
+
+    /// Runs for at most `ticks`, and passes on what the guest sent.
+    ///
+    /// # Errors
+    /// The host fails: output cannot be written.
+    pub fn slice(&mut self, ticks: Tick) -> Result<Stop> {
+        let target = self.machine.now().saturating_add(ticks);
+        let target = target.min(self.limits.stop_at.unwrap_or(Tick::MAX));
+        let until = self.limits.until(target);
+        let running = Instant::now();
+        let stop = self.machine.run(&until)?;
+        self.outcome.running += running.elapsed();
+        self.outcome.stops += 1;
+        self.events.take(self.machine)?;
+        self.serial.put(&self.machine.take_serial_output())?;
+        debug_output(&self.machine.take_debug_output());
+        let instructions = self.machine.instructions().unwrap_or(0);
+        let rate = instructions as f64 / self.outcome.running.as_secs_f64().max(1e-9);
+        self.progress.set(self.machine.now(), instructions, rate);
+        Ok(stop)
+    }
+
+    /// What a stop means for the run; `None` where it goes on.
+    ///
+    /// # Errors
+    /// The host behind the engine fails.
+    pub fn end_of(&self, stop: &Stop) -> Result<Option<End>> {
+        end_of(self.machine, stop, self.limits)
+    }
+
+    /// Runs to the end.
+    ///
+    /// # Errors
+    /// The host fails: output cannot be written.
+    pub fn go_on(&mut self) -> Result<End> {
+        let mut pace = Pace::start(self.machine.now());
+        let mut slice = SLICE;
+        let mut wait = Duration::ZERO;
+        loop {
+            if let Some(end) = self.keys(wait)? {
+                return Ok(end);
+            }
+            let paced = self.serial.is_open();
+            let before = self.machine.instructions();
+            let stop = self.slice(if paced { TYPING_SLICE } else { slice })?;
+            if let Some(end) = self.end_of(&stop)? {
+                return Ok(end);
+            }
+            // A machine that only sleeps is taken along in ever larger steps, to its end of time.
+            let asleep = before == self.machine.instructions() && !paced;
+            slice = if asleep {
+                slice.saturating_mul(2)
+            } else {
+                SLICE
+            };
+            wait = if paced {
+                pause(&mut pace, self.machine.now(), self.limits, self.started)
+            } else {
+                Duration::ZERO
+            };
+        }
+    }
+}
+
 /// Runs `machine` to its end.
 ///
 /// # Errors
 /// The host fails: output cannot be written.
-pub fn drive(machine: &mut Machine, serial: &mut Serial, limits: &Limits) -> Result<Outcome> {
-    let mut outcome = Outcome {
-        end: End::Quit,
-        running: Duration::ZERO,
-        waiting: Duration::ZERO,
-        stops: 0,
-        typed: Vec::new(),
+pub fn drive(
+    machine: &mut Machine,
+    serial: &mut Serial,
+    limits: &Limits,
+    events: &mut Events,
+    gdb: Option<&Listener>,
+) -> Result<Outcome> {
+    let mut run = Run::new(machine, serial, limits, events);
+    let end = match gdb {
+        Some(listener) => listener.serve(&mut run)?,
+        None => None,
     };
-    let progress = if serial.leaves_room_for_progress() {
-        Progress::run(limits.stop_at)
-    } else {
-        Progress::hidden()
+    run.outcome.end = match end {
+        Some(end) => end,
+        None => run.go_on()?,
     };
-    let started = Instant::now();
-    let mut pace = Pace::start(machine.now());
-    let mut slice = SLICE;
-    let mut wait = Duration::ZERO;
-    outcome.end = loop {
-        let waiting = Instant::now();
-        let keys = serial.input(wait);
-        outcome.waiting += waiting.elapsed();
-        if let Some(end) = type_keys(machine, keys, &mut outcome.typed)? {
-            break end;
-        }
-        if serial.raw.as_ref().is_some_and(Raw::ended) {
-            break End::Signal;
-        }
-        if limits
-            .timeout
-            .is_some_and(|limit| started.elapsed() >= limit)
-        {
-            break End::Timeout;
-        }
-
-        let paced = serial.is_open();
-        let target = machine
-            .now()
-            .saturating_add(if paced { TYPING_SLICE } else { slice })
-            .min(limits.stop_at.unwrap_or(Tick::MAX));
-        let before = machine.instructions();
-        let mut until = Until::tick(target);
-        if let Some(text) = &limits.stop_on {
-            until = until.text(text);
-        }
-        let running = Instant::now();
-        let stop = machine.run(&until)?;
-        outcome.running += running.elapsed();
-        outcome.stops += 1;
-        serial.put(&machine.take_serial_output())?;
-        debug_output(&machine.take_debug_output());
-        let instructions = machine.instructions().unwrap_or(0);
-        let rate = instructions as f64 / outcome.running.as_secs_f64().max(1e-9);
-        progress.set(machine.now(), instructions, rate);
-
-        if let Some(end) = end_of(machine, &stop, limits)? {
-            break end;
-        }
-        // A machine that only sleeps is taken along in ever larger steps, to its end of time.
-        let asleep = before == machine.instructions() && !paced;
-        slice = if asleep {
-            slice.saturating_mul(2)
-        } else {
-            SLICE
-        };
-        wait = if paced {
-            pause(&mut pace, machine.now(), limits, started)
-        } else {
-            Duration::ZERO
-        };
-    };
-    Ok(outcome)
+    Ok(run.outcome)
 }
 
 /// How long to wait before the guest goes on.
@@ -314,18 +413,32 @@ fn end_of(machine: &Machine, stop: &Stop, limits: &Limits) -> Result<Option<End>
             let state = machine.read_vcpu(*vcpu)?;
             let mut code = [0; 2];
             let _ = machine.peek_virtual(*vcpu, dump::code_address(&state), &mut code);
-            if is_deliberate(&state, &code) && !limits.break_on_triple_fault {
+            if is_deliberate(&state, &code) && !limits.breaks_on_triple_fault() {
                 End::TripleFaultReset
             } else {
                 End::TripleFault { vcpu: *vcpu }
             }
         }
+        Stop::VmxAbort { vcpu, indicator } => End::VmxAbort {
+            vcpu: *vcpu,
+            indicator: *indicator,
+        },
         Stop::Unimplemented { vcpu, what, rip } => End::Unimplemented {
             vcpu: *vcpu,
             what: what.clone(),
             rip: *rip,
         },
         Stop::Idle => End::Idle,
+        Stop::VmExit {
+            vcpu,
+            reason,
+            number,
+        } => End::VmExit {
+            vcpu: *vcpu,
+            reason: ExitReason(*reason),
+            number: *number,
+        },
+        Stop::EntryFailed { vcpu } => End::EntryFailed { vcpu: *vcpu },
         _ => return Ok(None),
     }))
 }

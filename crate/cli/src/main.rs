@@ -1,10 +1,14 @@
 //! The `hypernest` command: boots an image on a machine in software, on the terminal.
 
 mod args;
-mod demo;
+mod current_vmcs;
 mod drive;
 mod dump;
+mod exit_table;
+mod exits;
 mod files;
+mod gdb;
+mod perfetto;
 mod postmortem;
 mod progress;
 mod report;

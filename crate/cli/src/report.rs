@@ -3,8 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use hypernest_machine::Tick;
+use hypernest_machine::{ExitReason, Tick, cpu};
 use serde_json::json;
+
+use crate::exit_table::Exits;
 
 /// Why the run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +34,13 @@ pub enum End {
         /// On which vCPU.
         vcpu: usize,
     },
+    /// A VMX abort.
+    VmxAbort {
+        /// On which vCPU.
+        vcpu: usize,
+        /// Why.
+        indicator: u32,
+    },
     /// Something that is not built.
     Unimplemented {
         /// On which vCPU.
@@ -43,6 +52,20 @@ pub enum End {
     },
     /// All processors wait, and nothing will wake one.
     Idle,
+    /// A VM exit of `--break-on`.
+    VmExit {
+        /// On which vCPU.
+        vcpu: usize,
+        /// Basic exit reason.
+        reason: ExitReason,
+        /// Which exit of the run's, from 1.
+        number: u64,
+    },
+    /// A VM entry failed, with `--break-on entry-fail`.
+    EntryFailed {
+        /// On which vCPU.
+        vcpu: usize,
+    },
 }
 
 impl End {
@@ -57,7 +80,12 @@ impl End {
             | End::Quit => 0,
             // The system keeps the low byte, as for any program.
             End::DebugExit(value) => (value.wrapping_mul(2).wrapping_add(1) & 0xff) as i32,
-            End::TripleFault { .. } | End::Unimplemented { .. } | End::Idle => 4,
+            End::TripleFault { .. }
+            | End::VmxAbort { .. }
+            | End::Unimplemented { .. }
+            | End::Idle
+            | End::VmExit { .. }
+            | End::EntryFailed { .. } => 4,
             // 128 and the number of SIGTERM, as shells do.
             End::Signal => 143,
             End::Timeout => 124,
@@ -77,8 +105,23 @@ impl End {
             End::Quit => "quit",
             End::Signal => "signal",
             End::TripleFault { .. } => "triple-fault",
+            End::VmxAbort { .. } => "vmx-abort",
             End::Unimplemented { .. } => "unimplemented",
             End::Idle => "idle",
+            End::VmExit { .. } => "vm-exit",
+            End::EntryFailed { .. } => "entry-failed",
+        }
+    }
+
+    /// The vCPU whose state explains it, where something went wrong or was asked for.
+    pub fn scene(&self) -> Option<usize> {
+        match self {
+            End::TripleFault { vcpu }
+            | End::VmxAbort { vcpu, .. }
+            | End::Unimplemented { vcpu, .. }
+            | End::VmExit { vcpu, .. }
+            | End::EntryFailed { vcpu } => Some(*vcpu),
+            _ => None,
         }
     }
 
@@ -86,7 +129,13 @@ impl End {
     pub fn is_noteworthy(&self) -> bool {
         matches!(
             self,
-            End::TripleFault { .. } | End::Unimplemented { .. } | End::Idle | End::Timeout
+            End::TripleFault { .. }
+                | End::VmxAbort { .. }
+                | End::Unimplemented { .. }
+                | End::Idle
+                | End::Timeout
+                | End::VmExit { .. }
+                | End::EntryFailed { .. }
         )
     }
 }
@@ -104,11 +153,26 @@ impl fmt::Display for End {
             End::Quit => f.write_str("stopped by Ctrl-A x"),
             End::Signal => f.write_str("stopped by a signal"),
             End::TripleFault { vcpu } => write!(f, "triple fault on processor {vcpu}"),
+            End::VmxAbort { vcpu, indicator } => write!(
+                f,
+                "VMX abort {indicator} on processor {vcpu}: {}",
+                cpu::vmx_abort_cause(*indicator)
+            ),
             End::Unimplemented { vcpu, what, rip } => write!(
                 f,
                 "the guest needs {what}, which is not implemented, at {rip:#x} on processor {vcpu}"
             ),
             End::Idle => f.write_str("all processors wait and nothing will wake one"),
+            End::VmExit {
+                vcpu,
+                reason,
+                number,
+            } => write!(
+                f,
+                "VM exit {number}, {}, on processor {vcpu}",
+                reason.ident()
+            ),
+            End::EntryFailed { vcpu } => write!(f, "a VM entry failed on processor {vcpu}"),
         }
     }
 }
@@ -132,6 +196,8 @@ pub struct Report {
     pub stops: u64,
     /// Hash of the final state.
     pub state_hash: String,
+    /// What there was of VMX.
+    pub exits: Option<Exits>,
 }
 
 impl Report {
@@ -158,6 +224,9 @@ impl Report {
         if let End::DebugExit(value) = self.end {
             report["debug_exit_value"] = value.into();
         }
+        if let Some(exits) = &self.exits {
+            report["vmx"] = exits.json();
+        }
         format!("{report:#}\n")
     }
 }
@@ -181,12 +250,16 @@ impl fmt::Display for Report {
             self.waiting.as_secs_f64()
         )?;
         writeln!(f, "stops         {}", grouped(self.stops))?;
-        write!(f, "state hash    {}", self.state_hash)
+        write!(f, "state hash    {}", self.state_hash)?;
+        match &self.exits {
+            Some(exits) => write!(f, "\n{}", exits.text(self.instructions).trim_end()),
+            None => Ok(()),
+        }
     }
 }
 
 /// Digits in groups of three.
-fn grouped(number: u64) -> String {
+pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (at, digit) in digits.char_indices() {
@@ -210,6 +283,17 @@ mod tests {
     }
 
     #[test]
+    fn a_vmx_abort_is_a_crash_and_says_why() {
+        let (vcpu, indicator) = (1, 4);
+        let end = End::VmxAbort { vcpu, indicator };
+        assert_eq!((end.status(), end.word()), (4, "vmx-abort"));
+        assert!(end.is_noteworthy());
+        let text =
+            "VMX abort 4 on processor 1: the MSR-load list of the VM exit could not be loaded";
+        assert_eq!(end.to_string(), text);
+    }
+
+    #[test]
     fn numbers_are_grouped_by_three() {
         assert_eq!(grouped(1), "1");
         assert_eq!(grouped(461_000_123), "461 000 123");
@@ -226,6 +310,7 @@ mod tests {
             waiting: Duration::ZERO,
             stops: 1,
             state_hash: "00ff".into(),
+            exits: None,
         };
         let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
         assert_eq!(json["ticks"], 5);

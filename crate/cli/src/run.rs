@@ -1,4 +1,4 @@
-//! `hypernest run`, and the built-in guest.
+//! `hypernest run`, and the built-in hypervisor.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -7,14 +7,17 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use hypernest_machine::{Machine, Tick, Until};
 
-use crate::args::{BreakOn, RunArgs, SerialTo};
+use crate::args::{BreakOn, RunArgs, SerialTo, WalkAt};
 use crate::drive::{Limits, Outcome, Serial, drive};
+use crate::exit_table::Exits;
+use crate::exits::Events;
+use crate::files;
+use crate::gdb::Listener;
 use crate::postmortem::{self, Scene};
 use crate::progress::Progress;
 use crate::report::{End, Report};
 use crate::setup::Setup;
 use crate::trace::{Last, Names, Trace};
-use crate::{demo, dump, files};
 
 /// A crashed run that took longer is made again only when `--break-on` asks for it.
 const REPLAY_LIMIT: Duration = Duration::from_secs(60);
@@ -26,13 +29,16 @@ struct Looks {
     report: bool,
     report_json: Option<(std::fs::File, PathBuf)>,
     trace: Option<(Trace, PathBuf)>,
+    events: Events,
+    walks: Vec<WalkAt>,
+    gdb: Option<Listener>,
     always_replay: bool,
 }
 
 /// Runs an image; the exit status. Nothing has run when the error is a [`BadInput`].
 pub fn run(args: &RunArgs) -> Result<i32> {
     let prepared = prepare(args).map_err(|error| error.context(BadInput))?;
-    let (setup, mut machine, looks, mut serial) = prepared;
+    let (setup, mut machine, mut looks, mut serial) = prepared;
     if let Some((trace, _)) = &looks.trace {
         machine.set_tracer(Some(trace.tracer()))?;
     }
@@ -40,9 +46,11 @@ pub fn run(args: &RunArgs) -> Result<i32> {
         stop_at: args.stop_at,
         stop_on: args.stop_on.clone(),
         timeout: args.timeout,
-        break_on_triple_fault: args.break_on.contains(&BreakOn::TripleFault),
+        break_on: args.break_on.clone(),
     };
-    let outcome = drive(&mut machine, &mut serial, &limits)?;
+    let gdb = looks.gdb.take();
+    let events = &mut looks.events;
+    let outcome = drive(&mut machine, &mut serial, &limits, events, gdb.as_ref())?;
     drop(serial);
     finish(&setup, machine, outcome, looks)
 }
@@ -59,7 +67,7 @@ impl std::fmt::Display for BadInput {
 
 fn prepare(args: &RunArgs) -> Result<(Setup, Machine, Looks, Serial)> {
     let setup = Setup::read(args)?;
-    let machine = {
+    let mut machine = {
         let _progress = Progress::spinner("loading the image");
         let shown = args.image.display();
         setup.build().with_context(|| format!("{shown}"))?
@@ -71,42 +79,52 @@ fn prepare(args: &RunArgs) -> Result<(Setup, Machine, Looks, Serial)> {
     let trace = match &args.log_instructions {
         Some(path) => {
             let file = files::create("instruction log", path)?;
-            let trace = Trace::log(file, setup.symbols.clone(), machine.vcpus());
+            let trace = Trace::log(file, setup.names.clone(), machine.vcpus());
             Some((trace, path.clone()))
         }
         None => None,
     };
+    let (exits, tracks) = (args.exits.as_deref(), args.trace.as_deref());
+    let events = Events::open(&mut machine, exits, tracks, setup.names.clone())?;
+    let gdb = args.gdb.map(Listener::bind).transpose()?;
     let serial = Serial::open(&args.serial)?;
     let looks = Looks {
         report: args.report,
         report_json,
         trace,
+        events,
+        walks: args.walk.clone(),
+        gdb,
         always_replay: !args.break_on.is_empty(),
     };
     Ok((setup, machine, looks, serial))
 }
 
-/// Runs the built-in guest; the exit status.
+/// Runs the built-in hypervisor; the exit status.
 pub fn run_demo() -> Result<i32> {
     println!(
-        "hypernest {}: the built-in guest, assembled by this program, on a machine of {} MiB",
+        "hypernest {}: the built-in hypervisor and its guest, on a machine of {} MiB with VMX\n",
         env!("CARGO_PKG_VERSION"),
-        demo::MEMORY >> 20
+        hypernest_guests::HYPERVISOR_MEMORY >> 20
     );
-    let setup = Setup::demo()?;
+    let setup = Setup::demo();
     let mut machine = setup.build()?;
     let mut serial = Serial::open(&SerialTo::Output)?;
     let limits = Limits {
         stop_at: None,
         stop_on: None,
         timeout: None,
-        break_on_triple_fault: true,
+        break_on: vec![BreakOn::TripleFault],
     };
-    let outcome = drive(&mut machine, &mut serial, &limits)?;
+    let mut events = Events::default();
+    let outcome = drive(&mut machine, &mut serial, &limits, &mut events, None)?;
     let looks = Looks {
         report: true,
         report_json: None,
         trace: None,
+        events,
+        walks: Vec::new(),
+        gdb: None,
         always_replay: true,
     };
     let status = finish(&setup, machine, outcome, looks)?;
@@ -121,7 +139,7 @@ pub fn run_demo() -> Result<i32> {
 }
 
 /// Post-mortem and report; the exit status.
-fn finish(setup: &Setup, machine: Machine, outcome: Outcome, mut looks: Looks) -> Result<i32> {
+fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Looks) -> Result<i32> {
     let report = Report {
         end: outcome.end.clone(),
         image: machine.boot_description().unwrap_or_default().to_owned(),
@@ -131,7 +149,11 @@ fn finish(setup: &Setup, machine: Machine, outcome: Outcome, mut looks: Looks) -
         waiting: outcome.waiting,
         stops: outcome.stops,
         state_hash: format!("{:016x}", machine.state_hash()?),
+        exits: machine
+            .exit_statistics()
+            .and_then(|statistics| Exits::new(statistics, machine.failed_entries())),
     };
+    looks.events.finish(&mut machine)?;
     if outcome.end.is_noteworthy() {
         eprintln!("hypernest: {}", outcome.end);
     }
@@ -141,26 +163,32 @@ fn finish(setup: &Setup, machine: Machine, outcome: Outcome, mut looks: Looks) -
             .finish()
             .with_context(|| format!("cannot write the instruction log {shown}"))?;
     }
-    if let End::TripleFault { vcpu } | End::Unimplemented { vcpu, .. } = outcome.end {
-        let names = Names::new(setup.symbols.clone());
-        let state = machine.read_vcpu(vcpu)?;
-        let walk = machine.walk(vcpu, dump::code_address(&state))?;
-        let scene = Scene { vcpu, state, walk };
-        eprint!("{}", scene.text(&names));
+    for asked in &looks.walks {
+        eprint!("{}", walks(&machine, asked, &setup.names)?);
+    }
+    if let Some(vcpu) = outcome.end.scene() {
+        let names = &setup.names;
+        eprint!("{}", Scene::new(&machine, vcpu)?.text(names));
         // The machine's memory is needed for the one that repeats its run.
         drop(machine);
         let last = match &looks.trace {
             Some((trace, _)) => trace.take_last(),
             None if looks.always_replay || outcome.running < REPLAY_LIMIT => {
                 let _progress = Progress::spinner("running again, for the last instructions");
-                replay(setup, &outcome.typed, report.ticks)?
+                // A guest that crashes does so in the instruction at this tick; other ends lie before it.
+                let crashed = matches!(
+                    outcome.end,
+                    End::TripleFault { .. } | End::Unimplemented { .. }
+                );
+                let end = report.ticks.saturating_add(u64::from(crashed));
+                replay(setup, &outcome.typed, end)?
             }
             None => {
                 eprintln!("for the last instructions, run again with --break-on triple-fault");
                 Vec::new()
             }
         };
-        eprint!("{}", postmortem::instructions(&last, &names));
+        eprint!("{}", postmortem::instructions(&last, names));
     }
     if looks.report {
         eprintln!("{report}");
@@ -173,7 +201,22 @@ fn finish(setup: &Setup, machine: Machine, outcome: Outcome, mut looks: Looks) -
     Ok(outcome.end.status())
 }
 
-/// Makes the run again, up to its crash at tick `end`, for its last instructions. A machine does
+/// The walks of an address on every vCPU.
+fn walks(machine: &Machine, asked: &WalkAt, names: &Names) -> Result<String> {
+    let WalkAt { level, address } = *asked;
+    let at = names.address(level, address);
+    let mut text = String::new();
+    for vcpu in 0..machine.vcpus() {
+        text += &format!("page walk of {} {at} on processor {vcpu}:\n", level.name());
+        text += &match machine.walk_at(vcpu, level, address)? {
+            Some(walk) => postmortem::walk_text(&walk),
+            None => "  there is no current VMCS\n".into(),
+        };
+    }
+    Ok(text)
+}
+
+/// Makes the run again, up to tick `end`, for its last instructions. A machine does
 /// the same every time, so nothing has to be recorded before something goes wrong.
 fn replay(setup: &Setup, typed: &[(Tick, Vec<u8>)], end: Tick) -> Result<Vec<Last>> {
     let trace_from = end.saturating_sub(REPLAY_TRACED);
@@ -196,6 +239,6 @@ fn replay(setup: &Setup, typed: &[(Tick, Vec<u8>)], end: Tick) -> Result<Vec<Las
         run_to(&mut machine, *tick)?;
         machine.serial_input(bytes);
     }
-    run_to(&mut machine, end.saturating_add(1))?;
+    run_to(&mut machine, end)?;
     Ok(trace.take_last())
 }

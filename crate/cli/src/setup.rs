@@ -6,16 +6,15 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use hypernest_machine::boot::Symbols;
-use hypernest_machine::{DiskImage, Machine, VmxChoice};
+use hypernest_machine::{Config, DiskImage, Machine, Model, VmxChoice};
 
-use crate::args::RunArgs;
-use crate::demo;
+use crate::args::{RunArgs, Vmx};
 use crate::files;
+use crate::trace::Names;
 
 /// Everything a machine is built from, read and checked.
 pub struct Setup {
     image: Vec<u8>,
-    raw: bool,
     name: String,
     initrd: Option<Vec<u8>>,
     modules: Vec<(String, Vec<u8>)>,
@@ -27,7 +26,7 @@ pub struct Setup {
     block_length: Option<u32>,
     vmx: VmxChoice,
     /// What names addresses.
-    pub symbols: Option<Arc<Symbols>>,
+    pub names: Names,
 }
 
 impl Setup {
@@ -44,17 +43,13 @@ impl Setup {
         });
         let modules = modules.collect::<Result<_>>()?;
         let symbols = match &args.symbols {
-            Some(path) => {
-                let bytes = files::read("symbol file", path)?;
-                let shown = path.display();
-                Some(Symbols::parse(&bytes).with_context(|| format!("symbol file {shown}"))?)
-            }
+            Some(path) => Some(symbols(path)?),
             // An image may bring its own.
             None => Symbols::parse(&image).ok(),
         };
+        let symbols_l2 = args.symbols_l2.as_deref().map(self::symbols).transpose()?;
         Ok(Setup {
             image,
-            raw: false,
             name: files::name(&args.image),
             initrd,
             modules,
@@ -64,28 +59,27 @@ impl Setup {
             cpus: args.cpus,
             model: args.cpu.clone(),
             block_length: args.block_length,
-            vmx: args.vmx,
-            symbols: symbols.map(Arc::new),
+            vmx: vmx(args)?,
+            names: Names::new(symbols.map(Arc::new), symbols_l2.map(Arc::new)),
         })
     }
 
-    /// The built-in guest.
-    pub fn demo() -> Result<Setup> {
-        Ok(Setup {
-            image: demo::image()?,
-            raw: true,
+    /// The built-in hypervisor.
+    pub fn demo() -> Setup {
+        Setup {
+            image: hypernest_guests::HYPERVISOR.to_vec(),
             name: "built-in".into(),
             initrd: None,
             modules: Vec::new(),
             command_line: String::new(),
             disks: Vec::new(),
-            memory: demo::MEMORY,
+            memory: hypernest_guests::HYPERVISOR_MEMORY,
             cpus: 1,
             model: None,
             block_length: None,
-            vmx: VmxChoice::None,
-            symbols: None,
-        })
+            vmx: VmxChoice::Max,
+            names: Names::default(),
+        }
     }
 
     /// A machine at its first instruction.
@@ -96,10 +90,7 @@ impl Setup {
             .image(self.image.as_slice())
             .name(&self.name)
             .command_line(&self.command_line)
-            .vmx(self.vmx);
-        if self.raw {
-            builder = builder.raw();
-        }
+            .vmx(self.vmx.clone());
         if let Some(model) = &self.model {
             builder = builder.model(model);
         }
@@ -117,6 +108,31 @@ impl Setup {
         }
         Ok(builder.build()?)
     }
+}
+
+/// The VMX profile that `args` name. A file's is compared with what the processor does here, so that the message
+/// names the file.
+fn vmx(args: &RunArgs) -> Result<VmxChoice> {
+    let path = match &args.vmx {
+        Vmx::Named(choice) => return Ok(choice.clone()),
+        Vmx::File(path) => path,
+    };
+    let shown = path.display();
+    let bytes = files::read("VMX profile", path)
+        .with_context(|| format!("--vmx is none, kvm, max or a file, and not {shown}"))?;
+    let of_file = || format!("VMX profile {shown}");
+    let choice = VmxChoice::from_dump(&String::from_utf8_lossy(&bytes)).with_context(of_file)?;
+    let name = args.cpu.clone().unwrap_or_else(|| Config::default().model);
+    if let Some(model) = Model::by_name(&name) {
+        choice.profile(model).with_context(of_file)?;
+    }
+    Ok(choice)
+}
+
+/// The symbols in a file.
+fn symbols(path: &Path) -> Result<Symbols> {
+    let bytes = files::read("symbol file", path)?;
+    Symbols::parse(&bytes).with_context(|| format!("symbol file {}", path.display()))
 }
 
 /// A raw disk image that stays in its file.

@@ -7,7 +7,7 @@ use std::io::{BufWriter, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hypernest_machine::boot::Symbols;
-use hypernest_machine::{Tick, Traced, Tracer};
+use hypernest_machine::{Level, Tick, Traced, Tracer};
 use iced_x86::{Formatter, GasFormatter, Instruction};
 
 use crate::dump;
@@ -46,21 +46,45 @@ pub fn instruction_text(instruction: &Instruction) -> String {
 
 /// Names addresses.
 #[derive(Clone, Default)]
-pub struct Names(Option<Arc<Symbols>>);
+pub struct Names {
+    l1: Option<Arc<Symbols>>,
+    l2: Option<Arc<Symbols>>,
+}
 
 impl Names {
-    /// Names by `symbols`, where there are any.
-    pub fn new(symbols: Option<Arc<Symbols>>) -> Names {
-        Names(symbols)
+    /// Names by the symbols of L1 and of L2, where there are any.
+    pub fn new(l1: Option<Arc<Symbols>>, l2: Option<Arc<Symbols>>) -> Names {
+        Names { l1, l2 }
+    }
+
+    fn lookup(&self, level: Level, address: u64) -> Option<(&str, u64)> {
+        let symbols = match level {
+            Level::L1 => &self.l1,
+            Level::L2 => &self.l2,
+        };
+        symbols.as_ref()?.lookup(address)
     }
 
     /// `function+0x12`, or nothing.
-    pub fn symbol(&self, address: u64) -> Option<String> {
-        let (name, offset) = self.0.as_ref()?.lookup(address)?;
+    pub fn symbol(&self, level: Level, address: u64) -> Option<String> {
+        let (name, offset) = self.lookup(level, address)?;
         Some(match offset {
             0 => name.into(),
             offset => format!("{name}+{offset:#x}"),
         })
+    }
+
+    /// `function`, or nothing.
+    pub fn function(&self, level: Level, address: u64) -> Option<String> {
+        self.lookup(level, address).map(|(name, _)| name.into())
+    }
+
+    /// The address, with its symbol where there is one.
+    pub fn address(&self, level: Level, address: u64) -> String {
+        match self.symbol(level, address) {
+            Some(symbol) => format!("{address:#x} ({symbol})"),
+            None => format!("{address:#x}"),
+        }
     }
 }
 
@@ -81,6 +105,8 @@ pub struct Last {
     pub vcpu: usize,
     /// Tick before it.
     pub now: Tick,
+    /// Who executes it.
+    pub level: Level,
     /// Its linear address.
     pub address: u64,
     /// Itself.
@@ -105,11 +131,11 @@ impl Trace {
     }
 
     /// Keeps the last instructions, and writes all to a file.
-    pub fn log(file: File, symbols: Option<Arc<Symbols>>, vcpus: usize) -> Trace {
+    pub fn log(file: File, names: Names, vcpus: usize) -> Trace {
         let trace = Trace::last();
         trace.lock().log = Some(Log {
             file: BufWriter::with_capacity(1 << 20, file),
-            names: Names::new(symbols),
+            names,
             error: None,
             vcpus,
         });
@@ -156,6 +182,7 @@ impl Inner {
             self.last.push_back(Last {
                 vcpu: traced.vcpu,
                 now: traced.now,
+                level: traced.state.level(),
                 address,
                 instruction: *traced.instruction,
             });
@@ -176,7 +203,9 @@ impl Log {
         writeln!(
             out,
             "IN: {}",
-            self.names.symbol(address).unwrap_or_default()
+            self.names
+                .symbol(traced.state.level(), address)
+                .unwrap_or_default()
         )?;
         let text = instruction_text(traced.instruction);
         out.write_all(listing_line(address, traced.bytes, &text).as_bytes())?;

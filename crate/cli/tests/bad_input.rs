@@ -49,6 +49,10 @@ fn files_that_cannot_be_read_are_named() {
         &["run", &good, "--symbols", &dir.file("text", b"text")],
         &["symbol", "ELF"],
     );
+    refused(
+        &["run", &good, "--symbols-l2", &missing],
+        &["symbol", &missing],
+    );
 }
 
 #[test]
@@ -104,7 +108,7 @@ fn absurd_sizes_and_unknown_names_say_what_is_possible() {
     );
     refused(
         &["run", &kernel, "--vmx", "svm"],
-        &["--vmx", "none, kvm and max"],
+        &["--vmx", "none, kvm, max or a file", "svm", "No such file"],
     );
     refused(
         &["run", &kernel, "--serial", "tcp"],
@@ -119,8 +123,61 @@ fn absurd_sizes_and_unknown_names_say_what_is_possible() {
         &["run", &kernel, "--frobnicate"],
         &["--frobnicate", "--help"],
     );
+    let list = ["--break-on", "CPUID", "EPT_VIOLATION", "XRSTORS"];
+    refused(&["run", &kernel, "--break-on", "exit:LUNCH"], &list);
+    refused(
+        &["run", &kernel, "--break-on", "exit:0"],
+        &["--break-on", "from 1"],
+    );
+    refused(
+        &["run", &kernel, "--break-on", "breakfast"],
+        &["entry-fail, exit:REASON, exit:N, triple-fault"],
+    );
+    refused(
+        &["run", &kernel, "--walk", "L3:0x1000"],
+        &["--walk", "L1:ADDR or L2:ADDR"],
+    );
+    for address in ["0.0.0.0:1234", "192.0.2.1:1234", "[::]:1234"] {
+        refused(
+            &["run", &kernel, "--gdb", address],
+            &["--gdb", address, "loopback"],
+        );
+    }
+    refused(&["run", &kernel, "--gdb", "nowhere"], &["--gdb", "port"]);
     refused(&["run"], &["IMAGE"]);
     refused(&["walk"], &["walk"]);
+}
+
+#[test]
+fn vmx_profiles_that_cannot_be_are_refused_with_what_is_wrong() {
+    let dir = Dir::new("vmx");
+    let kernel = dir.file("kernel", &kernel());
+    let refused = |profile: &[u8], words: &[&str]| {
+        let file = dir.file("profile", profile);
+        refused(
+            &["run", &kernel, "--vmx", &file],
+            &[&[file.as_str()], words].concat(),
+        );
+    };
+    refused(b"", &["IA32_VMX_BASIC (0x480) is not in the dump"]);
+    refused(b"\xff\xfe\0\0", &["line 1"]);
+    let good = common::vmx_profile();
+    refused(
+        good.replace("IA32_VMX_MISC ", "IA32_MISC ").as_bytes(),
+        &["IA32_MISC is no VMX capability MSR"],
+    );
+    refused(
+        good.replace("0x0000003f00000016", "-1").as_bytes(),
+        &["-1 is no hexadecimal number"],
+    );
+    // Intel PT in guests, and the dual-monitor treatment of SMM.
+    let greedy = good
+        .replace("0x0011186e", "0x0111186e")
+        .replace("0x00d80400", "0x00da0400");
+    refused(
+        greedy.as_bytes(),
+        &["not implemented", "proc2.24", "IA32_VMX_BASIC bit 49"],
+    );
 }
 
 #[test]
@@ -135,6 +192,14 @@ fn outputs_that_cannot_be_written_are_refused_before_anything_runs() {
     refused(
         &["run", &kernel, "--log-instructions", &nowhere],
         &["log", &nowhere],
+    );
+    refused(
+        &["run", &kernel, "--exits", &nowhere],
+        &["exits", &nowhere, "No such file"],
+    );
+    refused(
+        &["run", &kernel, "--trace", &dir.path("")],
+        &["trace", "directory"],
     );
     let serial = format!("file:{nowhere}");
     refused(
@@ -166,7 +231,10 @@ fn linux_takes_no_modules_and_a_bounded_command_line() {
 #[test]
 fn help_and_version_are_no_errors() {
     for (args, words) in [
-        (&["--help"][..], &["Boot an image", "built-in guest"][..]),
+        (
+            &["--help"][..],
+            &["Boot an image", "built-in hypervisor"][..],
+        ),
         (
             &["run", "--help"],
             &["--initrd", "--stop-on", "Exit status:", "Ctrl-A x"],

@@ -5,6 +5,7 @@ use hypernest_vmcs::ExitReason;
 
 use crate::descriptor::{Descriptor, is_null, kind, selector_code};
 use crate::exec::msr;
+use crate::exec::task::{self, Source};
 use crate::flags::bit;
 use crate::mem::{Ctx, canonical};
 use crate::seg::{Stack, null_segment};
@@ -13,6 +14,7 @@ use crate::trap::{Exec, Fault, Trap};
 use crate::v86;
 use crate::vcpu::{Seg, reg};
 use crate::vmx::exit::{self, Exit};
+use crate::watch;
 
 /// DR6: general detect.
 pub(crate) const DR6_BD: u64 = 1 << 13;
@@ -65,7 +67,7 @@ fn class(fault: Fault) -> Class {
         | Fault::NotPresent(_)
         | Fault::Stack(_)
         | Fault::GeneralProtection(_) => Class::Contributory,
-        Fault::Page { .. } => Class::Page,
+        Fault::Page { .. } | Fault::Virtualization => Class::Page,
         Fault::DoubleFault => Class::Double,
         _ => Class::Benign,
     }
@@ -249,6 +251,7 @@ pub(crate) fn inject(x: &mut Ctx, injected: Injected) -> Exec {
                     address: 0,
                     code: 0,
                 },
+                (kind_of::HARDWARE_EXCEPTION, 20) => Fault::Virtualization,
                 _ => return raise(x, second),
             };
             if let Fault::Page { address, .. } = second {
@@ -281,6 +284,7 @@ pub(crate) fn inject(x: &mut Ctx, injected: Injected) -> Exec {
 fn note(x: &mut Ctx, fault: Fault) {
     match fault {
         Fault::Page { address, .. } => x.cpu.cr2 = address,
+        Fault::Virtualization => watch::virtualization_exception(x),
         Fault::Debug(bits) => {
             x.cpu.dr6 = if bits & 0xf != 0 {
                 x.cpu.dr6 & !0xf | bits
@@ -462,7 +466,13 @@ fn gate(x: &mut Ctx, event: Event, size: u64, kinds: &[u8]) -> Exec<Descriptor> 
         return Err(Fault::NotPresent(event.gate_code()).into());
     }
     if gate.kind() == kind::TASK_GATE {
-        return Err(Trap::Unimplemented("task gate"));
+        let source = Source::Idt(event.ext());
+        let trap = task::switch(x, gate.gate_selector(), source, event.length);
+        if trap == Trap::VmExit && event.resume {
+            // As the old task's TSS would have it.
+            x.cpu.flags.rest |= bit::RF;
+        }
+        return Err(trap);
     }
     Ok(gate)
 }
@@ -555,11 +565,20 @@ fn push_frame<const N: usize>(
     size: usize,
     frame: [Option<u64>; N],
 ) -> Exec {
+    let mut values = [0; N];
+    let mut count = 0;
+    for value in frame.into_iter().flatten() {
+        values[count] = value;
+        count += 1;
+    }
+    let values = &values[..count];
     x.at_privilege(cpl, |x| {
-        frame
-            .into_iter()
-            .flatten()
-            .try_for_each(|value| stack.push(x, size, value))
+        if size == 8 && stack.push_plain(x, values) {
+            return Ok(());
+        }
+        values
+            .iter()
+            .try_for_each(|value| stack.push(x, size, *value))
     })
 }
 
@@ -687,6 +706,37 @@ mod tests {
         // A trap gate leaves IF; SS stays where the level does.
         assert_eq!(f.cpu.flags.get(), bit::FIXED | bit::IF);
         assert_eq!(f.cpu.seg(Seg::Ss).selector, sel::DATA0);
+    }
+
+    #[test]
+    fn a_frame_is_the_same_whether_the_tlb_has_its_page_or_not() {
+        // In one page, across two; the second time the TLB has them.
+        for stack in [STACK0, STACK0 + 0x18] {
+            let mut f = Fixture::long();
+            f.poke(TSS + 4, stack);
+            f.gate(13, sel::CODE0, 0x7000, INT64, 0);
+            f.enter(3);
+            f.cpu.set_rflags(bit::FIXED | bit::IF);
+            let before = f.cpu.save();
+            let mut frames = [[0u64; 6]; 2];
+            for frame in &mut frames {
+                f.with(|x| raise(x, GP)).unwrap();
+                let top = f.cpu.gpr[reg::RSP];
+                assert_eq!(top, (stack & !0xf) - 48);
+                *frame = core::array::from_fn(|n| f.peek(top + 8 * n as u64));
+                f.poke(top + 24, frame[3] & !bit::RF);
+                f.cpu.gpr[reg::RSP] += 8;
+                f.execute(&[0x48, 0xcf]).unwrap(); // IRETQ
+                assert_eq!(f.cpu.save(), before);
+            }
+            assert_eq!(frames[0], frames[1]);
+            // A breakpoint on the frame is met all the same.
+            f.cpu.dr[0] = (stack & !0xf) - 0x18;
+            f.cpu.dr7 |= 1 | 0b1001 << 16; // eight bytes, writes
+            f.cpu.refresh();
+            f.with(|x| external(x, 13)).unwrap();
+            assert_eq!(f.cpu.pending_debug, 1);
+        }
     }
 
     #[test]

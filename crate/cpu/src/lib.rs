@@ -36,16 +36,23 @@ mod trap;
 mod v86;
 mod vcpu;
 mod vmx;
+mod watch;
 
 pub use bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 pub use exec::msr::msr_name;
+pub use hypernest_vmcs::ExitReason;
 pub use model::{Feature, Model};
 pub use processor::{MAX_CPUS, Processor, ProcessorConfig, ProcessorError, Stop, Traced, Tracer};
 pub use ram::{OutOfRam, PAGE_SIZE, Ram, RamError};
 pub use save::StateError;
 pub use state::{
-    Activity, ApicState, FpuState, MsrState, SegmentState, SegmentStates, TableState, VcpuState,
-    VmxState,
+    Activity, ApicState, FpuState, MsrState, PauseLoop, SegmentState, SegmentStates, TableState,
+    VcpuState, VmxState,
 };
 pub use trap::Fault;
-pub use vmx::{VmxChoice, VmxProfile};
+pub use vmx::{VmxChoice, VmxProfile, VmxRefused, vmx_abort_cause};
+pub use watch::{
+    Answer, EntryFailure, EptViolation, Event, EventKinds, EventRequest, ExitRow, ExitStatistics,
+    ExitStops, FailedEntry, Handling, Happening, Injection, Level, VmEntry, VmExit, VmInstruction,
+    WhenFull,
+};

@@ -89,10 +89,13 @@ impl Ctx<'_> {
     pub fn missed(&mut self, miss: Miss) -> Trap {
         match miss {
             Miss::Fault(fault) => Trap::Fault(fault),
-            Miss::Exit(exit) => {
-                let next_rip = Some(self.cpu.rip);
-                crate::vmx::exit::leave(self.cpu, Exit { next_rip, ..exit })
-            }
+            Miss::Exit(exit) => match crate::vmx::ve::convert(self, &exit) {
+                Some(trap) => trap,
+                None => {
+                    let next_rip = Some(self.cpu.rip);
+                    crate::vmx::exit::leave(self.cpu, Exit { next_rip, ..exit })
+                }
+            },
         }
     }
 
@@ -112,8 +115,14 @@ impl Ctx<'_> {
         } else {
             linear & 0xffff_ffff
         };
-        let mapping = paging::walk(self.cpu, self.ram, linear, access, privilege, false)
-            .map_err(|miss| self.missed(miss))?;
+        let mut marks = self.cpu.vmx.marks();
+        let walked = paging::walk(self.cpu, self.ram, linear, access, privilege, &mut marks);
+        self.cpu.vmx.marked(&marks);
+        let mapping = walked.map_err(|miss| {
+            // Whatever was cached for the page is forgotten, with all kinds of access.
+            self.cpu.tlb.forget_page(linear);
+            self.missed(miss)
+        })?;
         let physical = mapping.physical | linear & 0xfff;
         let page_in_ram = self.ram.offset(physical & !0xfff);
         let special =
@@ -272,7 +281,7 @@ impl Ctx<'_> {
             } else {
                 self.bus.mmio_read(self.ram, self.now, at, width as u8)
             };
-            let from = (at - physical) as usize;
+            let from = at.wrapping_sub(physical) as usize;
             into[from..from + width].copy_from_slice(&value.to_le_bytes()[..width]);
         }
         self.cpu.touched_outside();
@@ -287,7 +296,7 @@ impl Ctx<'_> {
             return;
         }
         for (at, width) in pieces(physical, from.len()) {
-            let start = (at - physical) as usize;
+            let start = at.wrapping_sub(physical) as usize;
             let mut bytes = [0; 8];
             bytes[..width].copy_from_slice(&from[start..start + width]);
             let value = u64::from_le_bytes(bytes);
@@ -302,6 +311,11 @@ impl Ctx<'_> {
     }
 
     // ---- the careful path ----
+
+    /// Whether a data access may trap or fault for what it touches: breakpoints, alignment.
+    pub fn watches_data(&self) -> bool {
+        self.cpu.careful && (self.cpu.dr7 & 0xff != 0 || self.cpu.cpl == 3)
+    }
 
     /// Alignment checks (Vol. 3A, "Alignment Requirements by Data Type") and data breakpoints, when
     /// any are armed.
@@ -376,9 +390,9 @@ impl Vcpu {
 
 /// Splits a device access into naturally sized pieces of at most 8 bytes.
 fn pieces(mut at: u64, len: usize) -> impl Iterator<Item = (u64, usize)> {
-    let end = at + len as u64;
+    let end = at.wrapping_add(len as u64);
     core::iter::from_fn(move || {
-        let left = (end - at) as usize;
+        let left = end.wrapping_sub(at) as usize;
         if left == 0 {
             return None;
         }
@@ -389,7 +403,7 @@ fn pieces(mut at: u64, len: usize) -> impl Iterator<Item = (u64, usize)> {
             _ => 1,
         };
         let piece = (at, width);
-        at += width as u64;
+        at = at.wrapping_add(width as u64);
         Some(piece)
     })
 }

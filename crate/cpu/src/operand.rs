@@ -259,6 +259,20 @@ impl Ctx<'_> {
         self.load_sized(linear, size)
     }
 
+    /// The `N` top words of the stack of 64-bit mode, where they are in one page that the TLB has and nothing
+    /// watches data.
+    pub fn peek_words<const N: usize>(&self) -> Option<[u64; N]> {
+        let rsp = self.cpu.gpr[reg::RSP];
+        if !self.cpu.is_64() || !crate::mem::canonical(rsp) || self.watches_data() {
+            return None;
+        }
+        let tlb = &self.cpu.tlb;
+        let offset = tlb.read_offset(rsp, 8 * N as u64, self.cpu.tlb_key)?;
+        Some(core::array::from_fn(|n| {
+            u64::from_le_bytes(self.ram.get(offset + 8 * n))
+        }))
+    }
+
     /// Adds to the stack pointer.
     pub fn drop_stack(&mut self, bytes: u64) {
         let width = self.stack_width();

@@ -5,8 +5,9 @@ use crate::ram::Ram;
 use crate::trap::Fault;
 use crate::vcpu::{Vcpu, cr};
 use crate::vmx::apic;
-use crate::vmx::ept::{self, Purpose};
+use crate::vmx::ept::{self, Purpose, qualification};
 use crate::vmx::exit::{Exit, uses_ept};
+use crate::vmx::pml::Marks;
 
 /// What an access wants to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,11 +87,11 @@ fn entry(ram: &Ram, address: u64, wide: bool) -> u64 {
 struct Tables<'a> {
     cpu: &'a Vcpu,
     linear: Option<u64>,
-    peek: bool,
+    marks: &'a mut Marks,
 }
 
 impl Tables<'_> {
-    fn physical(&self, ram: &mut Ram, address: u64, access: Access) -> Result<u64, Miss> {
+    fn physical(&mut self, ram: &mut Ram, address: u64, access: Access) -> Result<u64, Miss> {
         if !uses_ept(self.cpu) {
             return Ok(address);
         }
@@ -98,22 +99,22 @@ impl Tables<'_> {
             access,
             walk: true,
             linear: self.linear,
-            user: false,
-            peek: self.peek,
+            page: 0,
         };
-        let mapping = ept::translate(self.cpu, ram, address, purpose).map_err(Miss::Exit)?;
+        let mapping =
+            ept::translate(self.cpu, ram, address, purpose, self.marks).map_err(Miss::Exit)?;
         if apic::is_access_page(self.cpu, mapping.physical) {
             return Err(Miss::Exit(apic::guest_physical_exit(self.cpu)));
         }
         Ok(mapping.physical)
     }
 
-    fn entry(&self, ram: &mut Ram, address: u64, wide: bool) -> Result<u64, Miss> {
+    fn entry(&mut self, ram: &mut Ram, address: u64, wide: bool) -> Result<u64, Miss> {
         let physical = self.physical(ram, address, Access::Read)?;
         Ok(entry(ram, physical, wide))
     }
 
-    fn set_bits(&self, ram: &mut Ram, address: u64, old: u64, bits: u64) -> Result<(), Miss> {
+    fn set_bits(&mut self, ram: &mut Ram, address: u64, old: u64, bits: u64) -> Result<(), Miss> {
         if old & bits != bits {
             let physical = self.physical(ram, address, Access::Write)?;
             // Both bits are in the low byte. The entry was read from RAM, so this cannot fail.
@@ -136,16 +137,16 @@ impl Trail {
     }
 }
 
-/// Walks the page tables for `linear`. Sets A and D bits as an access would, unless `peek`.
+/// Walks the page tables for `linear`. Sets A and D bits as an access would, where `marks` has flags.
 pub(crate) fn walk(
     cpu: &Vcpu,
     ram: &mut Ram,
     linear: u64,
     access: Access,
     privilege: Privilege,
-    peek: bool,
+    marks: &mut Marks,
 ) -> Result<Mapping, Miss> {
-    let guest = walk_guest(cpu, ram, linear, access, privilege, peek)?;
+    let guest = walk_guest(cpu, ram, linear, access, privilege, marks)?;
     if !uses_ept(cpu) {
         return Ok(guest.mapping);
     }
@@ -153,11 +154,10 @@ pub(crate) fn walk(
         access,
         walk: false,
         linear: Some(linear),
-        user: guest.user_page,
-        peek,
+        page: guest.page,
     };
     let at = guest.mapping.physical | linear & 0xfff;
-    let host = ept::translate(cpu, ram, at, purpose).map_err(Miss::Exit)?;
+    let host = ept::translate(cpu, ram, at, purpose, marks).map_err(Miss::Exit)?;
     Ok(Mapping {
         physical: host.physical & !0xfff,
         span: guest.mapping.span,
@@ -170,8 +170,8 @@ pub(crate) fn walk(
 /// What the guest's own tables say.
 struct Walked {
     mapping: Mapping,
-    /// Every level lets user code in.
-    user_page: bool,
+    /// All levels together, as `qualification` has it.
+    page: u64,
 }
 
 fn walk_guest(
@@ -180,7 +180,7 @@ fn walk_guest(
     linear: u64,
     access: Access,
     privilege: Privilege,
-    peek: bool,
+    marks: &mut Marks,
 ) -> Result<Walked, Miss> {
     if cpu.cr0 & cr::CR0_PG == 0 {
         let mapping = Mapping {
@@ -192,13 +192,13 @@ fn walk_guest(
         };
         return Ok(Walked {
             mapping,
-            user_page: true,
+            page: qualification::USER_PAGE | qualification::WRITABLE_PAGE,
         });
     }
-    let tables = Tables {
+    let mut tables = Tables {
         cpu,
         linear: Some(linear),
-        peek,
+        marks,
     };
     let nxe = cpu.msrs.efer & cr::EFER_NXE != 0;
     let smep = cpu.cr4 & cr::CR4_SMEP != 0;
@@ -344,7 +344,7 @@ fn walk_guest(
         return Err(fault(code::PRESENT).into());
     }
     let last = trail.len - 1;
-    if !peek {
+    if tables.marks.flags {
         for (level, &(at, value)) in trail.steps[..trail.len].iter().enumerate() {
             let bits = if level == last && access == Access::Write {
                 A | D
@@ -361,18 +361,33 @@ fn walk_guest(
         readable: data_ok,
         executable: execute_ok,
     };
-    Ok(Walked { mapping, user_page })
+    let mut page = 0;
+    if user_page {
+        page |= qualification::USER_PAGE;
+    }
+    if allowed & W != 0 {
+        page |= qualification::WRITABLE_PAGE;
+    }
+    if no_execute && nxe {
+        page |= qualification::NO_EXECUTE_PAGE;
+    }
+    Ok(Walked { mapping, page })
 }
 
 /// Loads the PDPTEs of PAE paging from CR3.
 ///
 /// # Errors
 /// #GP(0) when a present one has reserved bits set.
-pub(crate) fn load_pdptes(cpu: &Vcpu, ram: &mut Ram, cr3: u64) -> Result<[u64; 4], Miss> {
-    let tables = Tables {
+pub(crate) fn load_pdptes(
+    cpu: &Vcpu,
+    ram: &mut Ram,
+    cr3: u64,
+    marks: &mut Marks,
+) -> Result<[u64; 4], Miss> {
+    let mut tables = Tables {
         cpu,
         linear: None,
-        peek: false,
+        marks,
     };
     let reserved = !0u64 << cpu.model.physical_bits | 0x1e6;
     let mut pdpte = [0; 4];

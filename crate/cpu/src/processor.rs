@@ -1,5 +1,6 @@
 //! All vCPUs of a machine and what makes them go: turns, time, events, the block loop.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -20,7 +21,9 @@ use crate::state::{Activity, VcpuState};
 use crate::trap::{Exec, GP0, Trap, UD};
 use crate::vcpu::{Seg, Vcpu};
 use crate::vmx::exit::{self, Exit};
+use crate::vmx::pml::Marks;
 use crate::vmx::{self, VmxProfile};
+use crate::watch::{Caught, Event, EventRequest, ExitStatistics, ExitStops, FailedEntry, Watch};
 use crate::{debug, interrupt};
 
 /// Ticks a vCPU runs before the next one gets its turn.
@@ -74,6 +77,13 @@ pub enum Stop {
         /// Which vCPU.
         vcpu: usize,
     },
+    /// A VM exit could not be completed: this vCPU is shut down until a reset. The others can go on.
+    VmxAbort {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Why, as the VMCS region says too (Vol. 3C, "VMX Aborts").
+        indicator: u32,
+    },
     /// The guest needs something that is not built.
     Unimplemented {
         /// Which vCPU.
@@ -92,6 +102,23 @@ pub enum Stop {
     },
     /// Every vCPU waits and nothing will ever wake one.
     Idle,
+    /// A VM exit that [`Processor::set_exit_stops`] named; L1 is about to execute its first
+    /// instruction after it.
+    VmExit {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Basic exit reason.
+        reason: ExitReason,
+        /// Which exit of the machine's, from 1.
+        number: u64,
+    },
+    /// A VM entry failed, and [`Processor::set_exit_stops`] named that.
+    EntryFailed {
+        /// Which vCPU.
+        vcpu: usize,
+    },
+    /// There is no room for further events ([`WhenFull::Stop`](crate::WhenFull::Stop)).
+    EventsFull,
 }
 
 /// One instruction about to execute, for an [`Processor::set_tracer`] observer.
@@ -109,7 +136,7 @@ pub struct Traced<'a> {
 }
 
 /// What is called before each instruction while tracing.
-pub type Tracer = alloc::boxed::Box<dyn FnMut(&Traced) + Send>;
+pub type Tracer = Box<dyn FnMut(&Traced) + Send>;
 
 /// The software processor of a machine.
 pub struct Processor {
@@ -126,6 +153,8 @@ pub struct Processor {
     tracer: Option<Tracer>,
     /// Retired instructions, or those that faulted; idle time not included.
     instructions: u64,
+    /// With the vCPU whose turn it is, while it executes.
+    watch: Option<Box<Watch>>,
 }
 
 /// How the run of one vCPU ended, other than by using its budget.
@@ -152,6 +181,10 @@ impl Processor {
             passed: None,
             tracer: None,
             instructions: 0,
+            watch: Some(Box::new(Watch::new(
+                config.cpus as usize,
+                config.vmx.is_some(),
+            ))),
         })
     }
 
@@ -203,6 +236,48 @@ impl Processor {
         self.tracer = tracer;
     }
 
+    /// Asks for events of VMX, which [`Processor::take_events`] gives; what was kept of an earlier
+    /// request is dropped. Events change no result.
+    pub fn request_events(&mut self, request: &EventRequest) {
+        if let Some(watch) = &mut self.watch {
+            watch.request(request);
+        }
+    }
+
+    /// The events since this was last asked, oldest first.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        let watch = self.watch.as_mut();
+        watch.map_or_else(Vec::new, |watch| watch.take_events())
+    }
+
+    /// Events that found no room ([`WhenFull::Overwrite`](crate::WhenFull::Overwrite)).
+    pub fn lost_events(&self) -> u64 {
+        self.watch.as_ref().map_or(0, |watch| watch.lost_events())
+    }
+
+    /// Replaces the VM exits that stop [`Processor::run`].
+    pub fn set_exit_stops(&mut self, stops: &ExitStops) {
+        if let Some(watch) = &mut self.watch {
+            watch.set_stops(stops);
+        }
+    }
+
+    /// Instructions that a vCPU has started since the processor was made.
+    pub fn vcpu_instructions(&self, vcpu: usize) -> u64 {
+        let watch = self.watch.as_ref();
+        watch.map_or(0, |watch| watch.instructions(vcpu))
+    }
+
+    /// Counters of VM exits since the processor was made.
+    pub fn exit_statistics(&self) -> Option<&ExitStatistics> {
+        self.watch.as_ref().map(|watch| &watch.statistics)
+    }
+
+    /// The latest VM entries that failed, oldest first; at most eight.
+    pub fn failed_entries(&self) -> &[FailedEntry] {
+        self.watch.as_ref().map_or(&[], |watch| watch.failures())
+    }
+
     /// Forgets all decoded code and cached translations, for a caller that changed RAM behind
     /// [`Ram::write`].
     pub fn flush(&mut self, ram: &mut Ram) {
@@ -216,15 +291,16 @@ impl Processor {
     /// rights and without touching accessed or dirty bits. `None` where it is not mapped.
     pub fn translate(&self, vcpu: usize, ram: &mut Ram, linear: u64) -> Option<u64> {
         let cpu = &self.vcpus[vcpu];
+        let mut marks = Marks::none();
         let mut who = Privilege::Supervisor;
         if let Err(Miss::Fault(crate::Fault::Page { code, .. })) =
-            paging::walk(cpu, ram, linear, Access::Read, who, true)
+            paging::walk(cpu, ram, linear, Access::Read, who, &mut marks)
             && code & 1 != 0
         {
             // Present: only SMAP stands between; a debugger looks as the user does.
             who = Privilege::User;
         }
-        let mapping = paging::walk(cpu, ram, linear, Access::Read, who, true).ok()?;
+        let mapping = paging::walk(cpu, ram, linear, Access::Read, who, &mut marks).ok()?;
         Some(mapping.physical | linear & 0xfff)
     }
 
@@ -271,8 +347,14 @@ impl Processor {
             };
             let others_run = self.vcpus.iter().enumerate().any(waiting);
             self.vcpus[runnable].others_run = others_run;
+            if let Some(watch) = &mut self.watch {
+                watch.begin(runnable, self.now);
+            }
+            self.vcpus[runnable].watch = self.watch.take();
             let pause = self.run_vcpu(ram, bus, &mut left);
+            self.watch = self.vcpus[runnable].watch.take();
             let used = budget - left;
+            let caught = self.watch.as_mut().and_then(|watch| watch.end(used));
             self.now += used;
             self.instructions += used;
             self.turn_left -= used;
@@ -283,6 +365,18 @@ impl Processor {
             }
             if let Some(Pause::Stop(stop)) = pause {
                 return stop;
+            }
+            if let Some(caught) = caught {
+                let vcpu = runnable;
+                return match caught {
+                    Caught::Exit { reason, number } => Stop::VmExit {
+                        vcpu,
+                        reason,
+                        number,
+                    },
+                    Caught::FailedEntry => Stop::EntryFailed { vcpu },
+                    Caught::Full => Stop::EventsFull,
+                };
             }
         }
     }
@@ -360,6 +454,7 @@ impl Processor {
         let end = self.now + *left;
         let stop_at = |trap: Trap, rip: u64| match trap {
             Trap::Unimplemented(what) => Pause::Stop(Stop::Unimplemented { vcpu, what, rip }),
+            Trap::VmxAbort(indicator) => Pause::Stop(Stop::VmxAbort { vcpu, indicator }),
             _ => Pause::Stop(Stop::Shutdown { vcpu }),
         };
         let mut link: Option<(BlockId, usize)> = None;
@@ -392,7 +487,7 @@ impl Processor {
                         if let Err(trap) = take(x, trap) {
                             return Some(stop_at(trap, x.cpu.rip));
                         }
-                        if notified {
+                        if notified || x.cpu.watch.as_ref().is_some_and(|w| w.has_caught()) {
                             return Some(Pause::Look);
                         }
                         continue;
@@ -470,6 +565,7 @@ fn take(x: &mut Ctx, trap: Trap) -> Exec {
     let trap = match trap {
         Trap::Fault(fault) => match interrupt::raise(x, fault) {
             Ok(()) => {
+                x.cpu.vmx.iret_unblocked_nmis = false;
                 x.cpu.vmx.mtf_pending |= x.cpu.vmx.traps_each_instruction();
                 return Ok(());
             }
@@ -683,6 +779,7 @@ impl Vcpu {
             }
             Activity::WaitForSipi => self.apic.init_waiting() || self.apic.sipi_waiting(),
             Activity::Shutdown => self.apic.init_waiting() || self.apic.nmi_waiting(),
+            Activity::VmxAbort => false,
         }
     }
 

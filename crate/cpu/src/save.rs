@@ -361,6 +361,7 @@ impl Vcpu {
             cpus,
             after_mov_ss: false,
             vmx: Vmx::new(vmx),
+            watch: None,
         };
         cpu.set_state(&state);
         cpu

@@ -88,6 +88,25 @@ impl Stack {
         self.rsp = self.rsp & !width | top;
         Ok(())
     }
+
+    /// Pushes eight-byte `values`, the first one highest, where that is a plain store: a flat stack, one page
+    /// that the TLB has, nothing that watches data. False: nothing was done.
+    pub fn push_plain(&mut self, x: &mut Ctx, values: &[u64]) -> bool {
+        let size = 8 * values.len() as u64;
+        let bottom = self.rsp.wrapping_sub(size);
+        // Bytes of one page are all canonical or none.
+        if self.width != 8 || !canonical(bottom) || x.watches_data() {
+            return false;
+        }
+        let Some(offset) = x.cpu.tlb.write_offset(bottom, size, x.cpu.tlb_key) else {
+            return false;
+        };
+        for (n, value) in values.iter().rev().enumerate() {
+            x.ram.put(offset + 8 * n, value.to_le_bytes());
+        }
+        self.rsp = bottom;
+        true
+    }
 }
 
 impl Ctx<'_> {

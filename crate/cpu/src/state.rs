@@ -4,6 +4,8 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use crate::watch::Level;
+
 /// A segment register with its hidden part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentState {
@@ -140,6 +142,8 @@ pub enum Activity {
     Shutdown,
     /// After INIT, waiting for a start-up IPI.
     WaitForSipi,
+    /// After a VMX abort: nothing but a reset ends it (Vol. 3C, "VMX Aborts").
+    VmxAbort,
 }
 
 /// Local APIC registers.
@@ -189,6 +193,15 @@ pub struct ApicState {
     pub extint_pending: bool,
 }
 
+/// The loop that the last PAUSE of a guest was in (PAUSE-loop exiting).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseLoop {
+    /// Tick of its first PAUSE.
+    pub first: u64,
+    /// Tick of its last one.
+    pub last: u64,
+}
+
 /// VMX operation (Vol. 3C). All zero and `None` where there is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmxState {
@@ -202,8 +215,8 @@ pub struct VmxState {
     pub fields: Vec<(u32, u64)>,
     /// Its launch state is "launched".
     pub launched: bool,
-    /// Its VMX-abort indicator.
-    pub abort: u32,
+    /// It is a shadow VMCS.
+    pub shadow: bool,
     /// The VM entry just made has an event to inject.
     pub inject: bool,
     /// An MTF VM exit is pending.
@@ -218,6 +231,19 @@ pub struct VmxState {
     pub threshold_due: bool,
     /// A pending virtual interrupt is recognized.
     pub virtual_interrupt: bool,
+    /// The guest has executed PAUSE at level 0 under PAUSE-loop exiting.
+    pub pause_loop: Option<PauseLoop>,
+}
+
+impl VcpuState {
+    /// Who executes.
+    pub fn level(&self) -> Level {
+        if self.vmx.non_root {
+            Level::L2
+        } else {
+            Level::L1
+        }
+    }
 }
 
 /// Everything a vCPU is, between two instructions. Nothing hidden is left out, so a machine

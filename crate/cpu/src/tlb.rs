@@ -245,6 +245,15 @@ impl Tlb {
         self.switch(pcid, guest.vpid != 0);
     }
 
+    /// EPTP switching: the guest that executes goes on with another EPT pointer, and what was cached
+    /// under it.
+    pub fn switch_ept(&mut self, eptp: u64, pcid: u16) {
+        if let Some(guest) = self.guest {
+            self.guest = Some(Guest { eptp, ..guest });
+            self.switch(pcid, true);
+        }
+    }
+
     /// VM exit. `keep`: the guest had a VPID.
     pub fn enter_host(&mut self, pcid: u16, keep: bool) {
         self.guest = None;
@@ -291,6 +300,20 @@ impl Tlb {
                 .into_iter()
                 .find(|tag| *tag != NEVER);
             if tag.is_some_and(|tag| (tag ^ linear) & span == 0) {
+                *entry = EMPTY;
+            }
+        }
+    }
+
+    /// A fault at `linear`: forgets what the current address space has cached for its page (Vol. 3A,
+    /// "Operations that Invalidate TLBs and Paging-Structure Caches", page faults; Vol. 3C, "Operations
+    /// that Invalidate Cached Mappings", EPT violations).
+    pub fn forget_page(&mut self, linear: u64) {
+        let page = linear & !0xfff;
+        for kind in [Kind::Supervisor, Kind::SupervisorAc, Kind::User] {
+            let key = self.key(kind);
+            let entry = &mut self.entries[slot(page, key)];
+            if [entry.read, entry.write, entry.execute].contains(&(page | key)) {
                 *entry = EMPTY;
             }
         }

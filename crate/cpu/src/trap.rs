@@ -36,6 +36,8 @@ pub enum Fault {
     Alignment,
     /// #XM.
     Simd,
+    /// #VE.
+    Virtualization,
 }
 
 impl Fault {
@@ -56,6 +58,7 @@ impl Fault {
             Fault::X87 => 16,
             Fault::Alignment => 17,
             Fault::Simd => 19,
+            Fault::Virtualization => 20,
         }
     }
 
@@ -87,6 +90,8 @@ pub(crate) enum Trap {
     TripleFault,
     /// A VM exit: `Vcpu::vmx.exit` has it.
     VmExit,
+    /// A VM exit failed: the vCPU is in the VMX-abort shutdown state. The indicator.
+    VmxAbort(u32),
     /// Not built yet: the machine stops and says what.
     Unimplemented(&'static str),
 }

@@ -1,11 +1,14 @@
 //! The running form of a vCPU.
 
+use alloc::boxed::Box;
+
 use crate::flags::{Flags, bit};
 use crate::fpu::Fpu;
 use crate::model::Model;
 use crate::state::{Activity, MsrState, SegmentState, TableState};
 use crate::tlb::Tlb;
 use crate::vmx::Vmx;
+use crate::watch::Watch;
 
 /// General registers by encoding.
 pub(crate) mod reg {
@@ -175,6 +178,8 @@ pub(crate) struct Vcpu {
     /// vCPUs of the machine, for CPUID.
     pub cpus: u32,
     pub vmx: Vmx,
+    /// Here while it is this vCPU's turn.
+    pub watch: Option<Box<Watch>>,
 }
 
 impl Vcpu {

@@ -181,3 +181,40 @@ fn a_page_fault_forgets_the_entry_that_caused_it() {
     assert_eq!(processor.run(&mut ram, &mut Nothing, u64::MAX), Stop::Idle);
     assert_eq!(ram.load::<1>(PAGE).unwrap(), [9]);
 }
+
+#[test]
+fn a_page_fault_forgets_the_page_for_every_kind_of_access() {
+    // Under SMAP a user page is cached by a load with EFLAGS.AC set and mapped elsewhere; a load without
+    // AC faults; the handler's load, with AC again, must not see the stale entry.
+    const SMAP: i32 = 1 << 21;
+    const PF: u64 = support::HANDLERS + 16 * 14;
+    let mut a = CodeAssembler::new(64).unwrap();
+    let build = |a: &mut CodeAssembler| -> Result<(), IcedError> {
+        toggle_cr4(a, SMAP)?;
+        a.stac()?;
+        a.mov(rdi, PAGE)?;
+        a.mov(eax, dword_ptr(rdi))?;
+        a.mov(rsi, ENTRY)?;
+        a.mov(rbx, OTHER | 7)?;
+        a.mov(qword_ptr(rsi), rbx)?;
+        a.clac()?;
+        a.mov(eax, dword_ptr(rdi))
+    };
+    build(&mut a).unwrap();
+    let (mut processor, mut ram) = machine(64, &a.assemble(CODE).unwrap());
+    // Stack, IDT and GDT are the supervisor's.
+    for page in [0x6000, 0x8000, 0x9000] {
+        ram.write(0x4000 + 8 * (page >> 12), &(page | 3).to_le_bytes())
+            .unwrap();
+    }
+    let mut handler = CodeAssembler::new(64).unwrap();
+    handler.stac().unwrap();
+    handler.mov(ecx, dword_ptr(rdi)).unwrap();
+    handler.hlt().unwrap();
+    ram.write(PF, &handler.assemble(PF).unwrap()).unwrap();
+    ram.write(PAGE, &[1]).unwrap();
+    ram.write(OTHER, &[2]).unwrap();
+    assert_eq!(processor.run(&mut ram, &mut Nothing, u64::MAX), Stop::Idle);
+    let state = processor.read_state(0);
+    assert_eq!((state.rip - PF, state.gpr[0], state.gpr[1]), (6, 1, 2));
+}

@@ -7,7 +7,8 @@ use hypernest_cpu::{
 };
 use hypernest_vmcs::{ExitReason, Field, entry, exit, pin, proc1, proc2};
 use iced_x86::code_asm::{
-    CodeAssembler, al, ax, byte_ptr, eax, ecx, edx, qword_ptr, r8, r9, r10, rax, rcx, rdx, rsi, ss,
+    CodeAssembler, al, ax, byte_ptr, ds, eax, ecx, edx, qword_ptr, r8, r9, r10, rax, rcx, rdx, rsi,
+    ss,
 };
 use support::{CODE, Nothing, long_mode};
 
@@ -17,6 +18,8 @@ const VMCS: u64 = 0x4_1000;
 const POINTERS: u64 = 0x4_2000;
 const TABLE: u64 = 0x4_3000;
 const SEEN: u64 = 0x4_6000;
+/// A list of MSRs to load: IA32_BIOS_SIGN_ID, which no list can.
+const LIST: u64 = 0x4_7000;
 const HANDLER: u64 = 0x1_1000;
 const GUEST: u64 = 0x1_2000;
 const GUEST_STACK: u64 = 0x5_0000;
@@ -36,6 +39,10 @@ fn assemble(
 /// entry is HLT.
 fn launcher() -> Vec<u8> {
     assemble(CODE, |a| {
+        // What blocks events for an instruction does not concern the entry.
+        a.mov(eax, 16)?;
+        a.mov(ss, ax)?;
+        a.mov(ds, ax)?;
         let mut next = a.create_label();
         let mut launch = a.create_label();
         a.mov(ecx, 0x3a)?;
@@ -209,10 +216,22 @@ fn run(
     guest: &[u8],
     change: impl FnOnce(&mut Vec<(Field, u64)>),
 ) -> Outcome {
+    run_in_blocks(64, choice, ept, guest, change)
+}
+
+/// As [`run`], with blocks of at most so many instructions.
+fn run_in_blocks(
+    block_length: u32,
+    choice: VmxChoice,
+    ept: bool,
+    guest: &[u8],
+    change: impl FnOnce(&mut Vec<(Field, u64)>),
+) -> Outcome {
     let model = <&Model>::default();
-    let profile = choice.profile(model).unwrap();
+    let profile = choice.profile(model).unwrap().unwrap();
     let config = ProcessorConfig {
         vmx: Some(profile.clone()),
+        block_length,
         ..ProcessorConfig::default()
     };
     let mut processor = Processor::new(&config).unwrap();
@@ -225,6 +244,7 @@ fn run(
     for region in [VMXON, VMCS] {
         put(&mut ram, region, u64::from(profile.layout.revision()));
     }
+    put(&mut ram, LIST, 0x8b);
     put(&mut ram, POINTERS, VMXON);
     put(&mut ram, POINTERS + 8, VMCS);
     for (n, (field, value)) in list.iter().enumerate() {
@@ -336,8 +356,30 @@ fn memory_without_an_ept_entry_exits_with_what_was_tried() {
         a.vmcall()
     });
     let done = run(VmxChoice::Max, true, &code, |_| ());
-    // A write, the linear address valid, of the final translation.
-    assert_eq!(done.exits[0], (ExitReason::EPT_VIOLATION.0, 0x182));
+    // A write, the linear address valid, of the final translation; to a user page that is writable.
+    assert_eq!(done.exits[0], (ExitReason::EPT_VIOLATION.0, 0x782));
+}
+
+#[test]
+fn the_preemption_timer_counts_at_the_rate_that_is_advertised() {
+    for (choice, rate) in [(VmxChoice::Max, 0), (VmxChoice::Kvm, 5)] {
+        let code = assemble(GUEST, |a| {
+            for _ in 0..40 << rate {
+                a.nop()?;
+            }
+            a.vmcall()
+        });
+        let done = run(choice.clone(), false, &code, |list| {
+            let pin = list
+                .iter_mut()
+                .find(|f| f.0 == Field::PIN_BASED_VM_EXEC_CONTROL);
+            pin.unwrap().1 |= u64::from(pin::ACTIVATE_VMX_PREEMPTION_TIMER);
+            list.push((Field::VMX_PREEMPTION_TIMER_VALUE, 15));
+        });
+        let reasons: Vec<u16> = done.exits.iter().map(|exit| exit.0).collect();
+        let timer = ExitReason::PREEMPTION_TIMER.0;
+        assert_eq!(reasons, [timer, timer, ExitReason::VMCALL.0], "{choice:?}");
+    }
 }
 
 /// Page directory of the virtual-8086 guest: one page of 4 MiB.
@@ -494,10 +536,91 @@ fn a_bad_control_field_fails_the_entry_with_error_7_and_bad_guest_state_exits() 
 }
 
 #[test]
+fn blocking_by_mov_ss_in_a_guest_does_not_stop_its_hypervisor() {
+    for length in [1, 64] {
+        let done = run_in_blocks(length, VmxChoice::Max, false, &guest(), |list| {
+            list.push((Field::GUEST_INTERRUPTIBILITY_INFO, 2));
+        });
+        // Each exit saves the blocking, and each entry but the last brings it back.
+        assert_eq!(done.exits.len(), 5, "blocks of {length}");
+    }
+}
+
+#[test]
+fn a_list_cannot_load_the_signature_of_microcode() {
+    let done = run(VmxChoice::Max, false, &guest(), |list| {
+        list.push((Field::VM_ENTRY_MSR_LOAD_ADDR, LIST));
+        list.push((Field::VM_ENTRY_MSR_LOAD_COUNT, 1));
+    });
+    // Entry failures keep bit 31 apart; the qualification is the number of the entry.
+    assert_eq!(done.exits.first(), Some(&(34, 1)));
+}
+
+#[test]
 fn without_vmx_its_instructions_do_not_exist() {
     let code = assemble(CODE, |a| a.vmxon(qword_ptr(POINTERS)));
     let (mut processor, mut ram) = support::machine(64, &code);
     processor.run(&mut ram, &mut Nothing, 10);
     let rip = processor.read_state(0).rip;
     assert_eq!((rip - support::HANDLERS) / 16, 6, "#UD");
+}
+
+/// A dump of a profile's MSRs, as a tool would print it.
+fn dump(profile: &VmxProfile) -> String {
+    let lines = profile.caps.msrs();
+    lines
+        .map(|(msr, value)| format!("{msr:#x} {value:#018x}\n"))
+        .collect()
+}
+
+#[test]
+fn a_dump_of_a_processor_makes_a_processor_like_it() {
+    let model = <&Model>::default();
+    for whole in [VmxProfile::max(model), VmxProfile::kvm(model)] {
+        let choice = VmxChoice::from_dump(&dump(&whole)).unwrap();
+        assert_eq!(choice.profile(model).unwrap().as_deref(), Some(&whole));
+        let done = run(choice, true, &guest(), |_| ());
+        assert_eq!(done.exits.first().map(|exit| exit.0), Some(ORDINARY[0]));
+    }
+}
+
+#[test]
+fn a_profile_without_ept_has_none() {
+    let model = <&Model>::default();
+    let mut caps = VmxProfile::max(model).caps;
+    // EPT, and unrestricted guests and mode-based execution with it.
+    caps.proc2 &= !((1 << 1 | 1 << 7 | 1 << 22) << 32);
+    caps.ept_vpid &= !0xffff_ffff;
+    // A revision that is nobody's here.
+    caps.basic = caps.basic & !0x7fff_ffff | 4;
+    let choice = VmxChoice::Msrs(caps.msrs().collect());
+    let profile = choice.profile(model).unwrap().unwrap();
+    assert_eq!(profile.caps.revision(), profile.layout.revision());
+    let refused = run(choice.clone(), true, &guest(), |_| ());
+    assert!(refused.exits.is_empty(), "the entry fails");
+    let done = run(choice, false, &guest(), |_| ());
+    assert_eq!(done.exits.len(), 5);
+}
+
+#[test]
+fn a_profile_that_asks_for_too_much_is_refused_with_the_list() {
+    let model = <&Model>::default();
+    let mut caps = VmxProfile::max(model).caps;
+    // SMM monitor, Intel PT in a guest.
+    caps.basic |= 1 << 49;
+    caps.proc2 |= (1 << 24) << 32;
+    // CR4.VMXE need not be 1.
+    caps.cr4_fixed0 = 0;
+    let choice = VmxChoice::Msrs(caps.msrs().collect());
+    let error = choice.profile(model).unwrap_err();
+    assert_eq!(error.0.len(), 3, "{error}");
+    let text = error.to_string();
+    for part in [
+        "proc2.24",
+        "IA32_VMX_BASIC bit 49",
+        "IA32_VMX_CR4_FIXED0 bit 13",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(VmxChoice::from_dump("0x480 zz").is_err());
 }

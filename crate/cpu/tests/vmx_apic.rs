@@ -525,7 +525,12 @@ fn controls_that_do_not_fit_each_other_fail_the_entry() {
 #[test]
 fn both_profiles_offer_it() {
     for choice in [VmxChoice::Max, VmxChoice::Kvm] {
-        let caps = choice.profile(<&Model>::default()).unwrap().caps.clone();
+        let caps = choice
+            .profile(<&Model>::default())
+            .unwrap()
+            .unwrap()
+            .caps
+            .clone();
         let secondary = DELIVERY.proc2 | X2APIC.proc2;
         assert_eq!(caps.proc2_allowed1() & secondary, secondary);
         assert_ne!(caps.proc1_allowed1() & proc1::USE_TPR_SHADOW, 0);

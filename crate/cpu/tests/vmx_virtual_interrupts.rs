@@ -504,7 +504,7 @@ fn neither_saving_nor_the_length_of_blocks_changes_anything() {
             let mut l1 = l1(controls, &fields, &|a| a.db(&code));
             let state = l1.state();
             let config = ProcessorConfig {
-                vmx: VmxChoice::Max.profile(<&Model>::default()),
+                vmx: VmxChoice::Max.profile(<&Model>::default()).unwrap(),
                 block_length,
                 ..ProcessorConfig::default()
             };

@@ -278,7 +278,7 @@ impl<'a> MachineBuilder<'a> {
             cpus,
             model,
             block_length: self.block_length,
-            vmx: self.config.vmx,
+            vmx: self.config.vmx.clone(),
         })?;
         let mut ram = Ram::new(memory).map_err(|error| match error {
             RamError::Host(bytes) => BuildError::HostMemory(bytes),
@@ -324,6 +324,7 @@ impl<'a> MachineBuilder<'a> {
             engine,
             breakpoints: Vec::new(),
             armed: Vec::new(),
+            armed_exits: Default::default(),
             boot,
         })
     }

@@ -1,8 +1,9 @@
 //! Engines: what executes the vCPUs of a machine.
 
 use hypernest_cpu::{
-    Bus, Model, Processor, ProcessorConfig, ProcessorError, Ram, StateError, Stop as CpuStop, Tick,
-    Tracer, VcpuState, VmxChoice,
+    Bus, Event, EventRequest, ExitStatistics, ExitStops, FailedEntry, Model, Processor,
+    ProcessorConfig, ProcessorError, Ram, StateError, Stop as CpuStop, Tick, Tracer, VcpuState,
+    VmxChoice, VmxRefused,
 };
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +55,13 @@ pub enum EngineStop {
         /// Which vCPU.
         vcpu: usize,
     },
+    /// A VMX abort: a vCPU is shut down until a reset; the others can go on.
+    VmxAbort {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Why: [`hypernest_cpu::vmx_abort_cause`] has it in words.
+        indicator: u32,
+    },
     /// The guest needs something this engine does not have.
     Unimplemented {
         /// Which vCPU.
@@ -72,6 +80,22 @@ pub enum EngineStop {
     },
     /// Every vCPU waits, and nothing inside the machine will ever wake one.
     Idle,
+    /// A VM exit that [`Engine::set_exit_stops`] named.
+    VmExit {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Basic exit reason.
+        reason: u16,
+        /// Which exit of the machine's, from 1.
+        number: u64,
+    },
+    /// A VM entry that failed, where [`Engine::set_exit_stops`] named that.
+    EntryFailed {
+        /// Which vCPU.
+        vcpu: usize,
+    },
+    /// There is no room for further events.
+    EventsFull,
 }
 
 /// An engine fails, or refuses what it was given.
@@ -81,6 +105,9 @@ pub enum EngineError {
     /// More or fewer vCPUs than possible.
     #[error(transparent)]
     Processor(#[from] ProcessorError),
+    /// A VMX profile asks for more than there is.
+    #[error(transparent)]
+    Vmx(#[from] VmxRefused),
     /// A vCPU state no processor can be in.
     #[error("vCPU {vcpu} cannot take the state: {error}")]
     State {
@@ -113,7 +140,7 @@ pub enum EngineError {
 }
 
 /// What an engine is made from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// Number of vCPUs.
     pub cpus: u32,
@@ -159,6 +186,12 @@ pub trait Engine: Send {
     /// Instructions executed so far, where the engine counts them.
     fn instructions(&self) -> Option<u64>;
 
+    /// Those of one vCPU, where the engine counts them.
+    fn vcpu_instructions(&self, vcpu: usize) -> Option<u64> {
+        let _ = vcpu;
+        None
+    }
+
     /// While every vCPU waits: the tick of the next event that may end it, [`Tick::MAX`] where only
     /// input can. `None` while a vCPU can run, and where the engine does not know.
     fn waits_until(&self, bus: &dyn Bus) -> Option<Tick> {
@@ -184,6 +217,44 @@ pub trait Engine: Send {
         })
     }
 
+    /// Asks for events of VMX.
+    fn request_events(&mut self, request: &EventRequest) -> Result<(), EngineError> {
+        let _ = request;
+        Err(EngineError::Missing {
+            engine: self.name(),
+            what: "VMX events",
+        })
+    }
+
+    /// The events since this was last asked, oldest first.
+    fn take_events(&mut self) -> Vec<Event> {
+        Vec::new()
+    }
+
+    /// Events that found no room.
+    fn lost_events(&self) -> u64 {
+        0
+    }
+
+    /// Replaces the VM exits that stop [`Engine::run`].
+    fn set_exit_stops(&mut self, stops: &ExitStops) -> Result<(), EngineError> {
+        let _ = stops;
+        Err(EngineError::Missing {
+            engine: self.name(),
+            what: "stops at VM exits",
+        })
+    }
+
+    /// Counters of VM exits, where the engine counts them.
+    fn exit_statistics(&self) -> Option<&ExitStatistics> {
+        None
+    }
+
+    /// The latest VM entries that failed, oldest first, where the engine notes them.
+    fn failed_entries(&self) -> &[FailedEntry] {
+        &[]
+    }
+
     /// Forgets cached translations and decoded code: RAM was changed by other means than
     /// [`Ram::write`], or a state was saved that others continue from.
     fn flush(&mut self, ram: &mut Ram);
@@ -200,7 +271,7 @@ impl SoftwareEngine {
         let mut settings = ProcessorConfig {
             cpus: config.cpus,
             model: config.model,
-            vmx: config.vmx.profile(config.model),
+            vmx: config.vmx.profile(config.model)?,
             ..ProcessorConfig::default()
         };
         if config.block_length != 0 {
@@ -249,11 +320,23 @@ impl Engine for SoftwareEngine {
             CpuStop::Deadline => EngineStop::Deadline,
             CpuStop::Board => EngineStop::Board,
             CpuStop::Shutdown { vcpu } => EngineStop::TripleFault { vcpu },
+            CpuStop::VmxAbort { vcpu, indicator } => EngineStop::VmxAbort { vcpu, indicator },
             CpuStop::Unimplemented { vcpu, what, rip } => {
                 EngineStop::Unimplemented { vcpu, what, rip }
             }
             CpuStop::Breakpoint { vcpu, rip } => EngineStop::Breakpoint { vcpu, rip },
             CpuStop::Idle => EngineStop::Idle,
+            CpuStop::VmExit {
+                vcpu,
+                reason,
+                number,
+            } => EngineStop::VmExit {
+                vcpu,
+                reason: reason.0,
+                number,
+            },
+            CpuStop::EntryFailed { vcpu } => EngineStop::EntryFailed { vcpu },
+            CpuStop::EventsFull => EngineStop::EventsFull,
             other => {
                 return Err(EngineError::Host {
                     engine: self.name(),
@@ -282,6 +365,10 @@ impl Engine for SoftwareEngine {
         Some(self.processor.instructions())
     }
 
+    fn vcpu_instructions(&self, vcpu: usize) -> Option<u64> {
+        Some(self.processor.vcpu_instructions(vcpu))
+    }
+
     fn waits_until(&self, bus: &dyn Bus) -> Option<Tick> {
         self.processor.waits_until(bus)
     }
@@ -306,6 +393,32 @@ impl Engine for SoftwareEngine {
     fn set_tracer(&mut self, tracer: Option<Tracer>) -> Result<(), EngineError> {
         self.processor.set_tracer(tracer);
         Ok(())
+    }
+
+    fn request_events(&mut self, request: &EventRequest) -> Result<(), EngineError> {
+        self.processor.request_events(request);
+        Ok(())
+    }
+
+    fn take_events(&mut self) -> Vec<Event> {
+        self.processor.take_events()
+    }
+
+    fn lost_events(&self) -> u64 {
+        self.processor.lost_events()
+    }
+
+    fn set_exit_stops(&mut self, stops: &ExitStops) -> Result<(), EngineError> {
+        self.processor.set_exit_stops(stops);
+        Ok(())
+    }
+
+    fn exit_statistics(&self) -> Option<&ExitStatistics> {
+        self.processor.exit_statistics()
+    }
+
+    fn failed_entries(&self) -> &[FailedEntry] {
+        self.processor.failed_entries()
     }
 
     fn flush(&mut self, ram: &mut Ram) {

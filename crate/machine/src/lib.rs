@@ -42,9 +42,13 @@ pub use engine::{
     Capabilities, Clock, Engine, EngineConfig, EngineError, EngineStop, Owner, SoftwareEngine,
 };
 pub use hypernest_cpu as cpu;
-pub use hypernest_cpu::{MAX_CPUS, Model, Ram, Tick, Traced, Tracer, VcpuState, VmxChoice};
+pub use hypernest_cpu::{
+    Answer, EntryFailure, Event, EventKinds, EventRequest, ExitReason, ExitRow, ExitStatistics,
+    ExitStops, FailedEntry, Handling, Happening, Level, MAX_CPUS, Model, Ram, Tick, Traced, Tracer,
+    VcpuState, VmxChoice, VmxRefused, WhenFull,
+};
 pub use interrupts::{Interrupts, InterruptsState, Source};
 pub use machine::{Machine, NotMapped, Stop, Until};
 pub use observer::{Access, AccessKind, AtBreakpoint, Flow, Observer};
 pub use state::{Config, MachineState, RestoreError, STATE_VERSION};
-pub use walk::{Walk, WalkStep, walk};
+pub use walk::{Walk, WalkStep, walk, walk_at};

@@ -1,6 +1,9 @@
 //! The machine: RAM, board and engine together, and everything one can do with them.
 
-use hypernest_cpu::{OutOfRam, Ram, Tick, Tracer, VcpuState};
+use hypernest_cpu::{
+    Event, EventRequest, ExitReason, ExitStatistics, ExitStops, FailedEntry, Level, OutOfRam, Ram,
+    Tick, Tracer, VcpuState,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::board::{Board, Pause, StopRequest};
@@ -8,7 +11,7 @@ use crate::builder::MachineBuilder;
 use crate::engine::{Capabilities, Engine, EngineError, EngineStop};
 use crate::observer::{AtBreakpoint, Flow, Observer};
 use crate::state::Config;
-use crate::walk::{Walk, walk};
+use crate::walk::{Walk, walk, walk_at};
 
 /// When [`Machine::run`] is to return, if nothing else stops the machine first. Conditions add up:
 /// the first that is met counts.
@@ -22,6 +25,7 @@ pub struct Until {
     pub(crate) tick: Option<Tick>,
     pub(crate) texts: Vec<Vec<u8>>,
     pub(crate) breakpoints: Vec<u64>,
+    pub(crate) exits: ExitStops,
 }
 
 impl Until {
@@ -48,6 +52,24 @@ impl Until {
     /// Also before the instruction at linear address `rip` is executed.
     pub fn breakpoint(mut self, rip: u64) -> Until {
         self.breakpoints.push(rip);
+        self
+    }
+
+    /// Also after a VM exit for this reason. The vCPU stands before L1's first instruction after it.
+    pub fn vm_exit(mut self, reason: ExitReason) -> Until {
+        self.exits.reasons.push(reason);
+        self
+    }
+
+    /// Also after the machine's VM exit of this number, counted from 1.
+    pub fn vm_exit_number(mut self, number: u64) -> Until {
+        self.exits.number = Some(number);
+        self
+    }
+
+    /// Also after a VM entry that failed; [`Machine::failed_entries`] says why.
+    pub fn failed_entry(mut self) -> Until {
+        self.exits.failed_entry = true;
         self
     }
 }
@@ -86,6 +108,13 @@ pub enum Stop {
         /// Which vCPU.
         vcpu: usize,
     },
+    /// A VMX abort: a vCPU is shut down until a reset; the others can go on.
+    VmxAbort {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Why: [`hypernest_cpu::vmx_abort_cause`] has it in words.
+        indicator: u32,
+    },
     /// The guest needs something that is not built.
     Unimplemented {
         /// Which vCPU.
@@ -97,6 +126,22 @@ pub enum Stop {
     },
     /// Every vCPU waits, and nothing inside the machine will ever wake one. Input may.
     Idle,
+    /// A VM exit that was asked for. L1 is about to execute its first instruction after it.
+    VmExit {
+        /// Which vCPU.
+        vcpu: usize,
+        /// Basic exit reason.
+        reason: u16,
+        /// Which exit of the machine's, from 1.
+        number: u64,
+    },
+    /// A VM entry failed.
+    EntryFailed {
+        /// Which vCPU.
+        vcpu: usize,
+    },
+    /// There is no room for further events: [`Machine::take_events`] makes some.
+    EventsFull,
 }
 
 impl Stop {
@@ -123,8 +168,12 @@ impl Stop {
             Stop::Reset => "reset",
             Stop::Exit { .. } => "exit",
             Stop::TripleFault { .. } => "triple-fault",
+            Stop::VmxAbort { .. } => "vmx-abort",
             Stop::Unimplemented { .. } => "unimplemented",
             Stop::Idle => "idle",
+            Stop::VmExit { .. } => "vm-exit",
+            Stop::EntryFailed { .. } => "entry-failed",
+            Stop::EventsFull => "events-full",
         }
     }
 }
@@ -140,10 +189,24 @@ impl std::fmt::Display for Stop {
             Stop::Reset => f.write_str("the guest reset the machine"),
             Stop::Exit { value } => write!(f, "the guest wrote {value:#x} to the exit port"),
             Stop::TripleFault { vcpu } => write!(f, "triple fault on vCPU {vcpu}"),
+            Stop::VmxAbort { vcpu, indicator } => {
+                let cause = hypernest_cpu::vmx_abort_cause(*indicator);
+                write!(f, "VMX abort {indicator} on vCPU {vcpu}: {cause}")
+            }
             Stop::Unimplemented { vcpu, what, rip } => {
                 write!(f, "not implemented: {what}, at {rip:#x} on vCPU {vcpu}")
             }
             Stop::Idle => f.write_str("every vCPU waits and nothing will wake one"),
+            Stop::VmExit {
+                vcpu,
+                reason,
+                number,
+            } => {
+                let name = ExitReason(*reason).ident();
+                write!(f, "VM exit {number}, {name}, on vCPU {vcpu}")
+            }
+            Stop::EntryFailed { vcpu } => write!(f, "a VM entry failed on vCPU {vcpu}"),
+            Stop::EventsFull => f.write_str("there is no room for further events"),
         }
     }
 }
@@ -168,6 +231,7 @@ pub struct Machine {
     pub(crate) breakpoints: Vec<u64>,
     /// What the engine was last told.
     pub(crate) armed: Vec<u64>,
+    pub(crate) armed_exits: ExitStops,
     pub(crate) boot: Option<String>,
 }
 
@@ -186,6 +250,10 @@ impl Machine {
     pub fn run(&mut self, until: &Until) -> Result<Stop, EngineError> {
         self.board.watch(&until.texts);
         self.arm(&until.breakpoints)?;
+        if until.exits != self.armed_exits {
+            self.engine.set_exit_stops(&until.exits)?;
+            self.armed_exits = until.exits.clone();
+        }
         let end = until.tick.unwrap_or(Tick::MAX);
         loop {
             if let Some(request) = self.board.ended {
@@ -211,6 +279,7 @@ impl Machine {
                     self.board.ended = Some(StopRequest::TripleFault(vcpu as u32));
                     continue;
                 }
+                EngineStop::VmxAbort { vcpu, indicator } => Stop::VmxAbort { vcpu, indicator },
                 EngineStop::Unimplemented { vcpu, what, rip } => Stop::Unimplemented {
                     vcpu,
                     what: what.to_owned(),
@@ -224,6 +293,17 @@ impl Machine {
                     Stop::Breakpoint { vcpu, rip }
                 }
                 EngineStop::Idle => Stop::Idle,
+                EngineStop::VmExit {
+                    vcpu,
+                    reason,
+                    number,
+                } => Stop::VmExit {
+                    vcpu,
+                    reason,
+                    number,
+                },
+                EngineStop::EntryFailed { vcpu } => Stop::EntryFailed { vcpu },
+                EngineStop::EventsFull => Stop::EventsFull,
             });
         }
     }
@@ -280,6 +360,12 @@ impl Machine {
         self.engine.instructions()
     }
 
+    /// Instructions that one vCPU has executed since the machine was built, where the engine counts
+    /// them.
+    pub fn vcpu_instructions(&self, vcpu: usize) -> Option<u64> {
+        self.engine.vcpu_instructions(vcpu)
+    }
+
     /// While every vCPU waits: the tick of the next event that may end it, [`Tick::MAX`] where only
     /// input can. `None` while a vCPU can run, and where the engine does not know. For callers that
     /// pace guest time, after [`Machine::run`] returned [`Stop::Tick`].
@@ -315,6 +401,37 @@ impl Machine {
     /// When the engine cannot trace.
     pub fn set_tracer(&mut self, tracer: Option<Tracer>) -> Result<(), EngineError> {
         self.engine.set_tracer(tracer)
+    }
+
+    // ---- VMX ----
+
+    /// Asks for events of VMX; what was kept of an earlier request is dropped. Events change no
+    /// result, and are no part of the machine's state.
+    ///
+    /// # Errors
+    /// When the engine has none.
+    pub fn request_events(&mut self, request: &EventRequest) -> Result<(), EngineError> {
+        self.engine.request_events(request)
+    }
+
+    /// The events since this was last asked, oldest first.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        self.engine.take_events()
+    }
+
+    /// How many events found no room and were overwritten.
+    pub fn lost_events(&self) -> u64 {
+        self.engine.lost_events()
+    }
+
+    /// Counters of VM exits since the machine was built, where the engine counts them.
+    pub fn exit_statistics(&self) -> Option<&ExitStatistics> {
+        self.engine.exit_statistics()
+    }
+
+    /// The latest VM entries that failed, oldest first; at most eight.
+    pub fn failed_entries(&self) -> &[FailedEntry] {
+        self.engine.failed_entries()
     }
 
     // ---- what it is ----
@@ -403,6 +520,22 @@ impl Machine {
     /// When there is no such vCPU.
     pub fn walk(&self, vcpu: usize, linear: u64) -> Result<Walk, EngineError> {
         Ok(walk(&self.ram, &self.engine.read_state(vcpu)?, linear))
+    }
+
+    /// Walks the page tables of a level of a vCPU, through L1's EPT for L2: those in use where the
+    /// vCPU executes this level, else those that its current VMCS names. No rights are checked and no
+    /// accessed bit is set. `None` where there is no current VMCS to name any.
+    ///
+    /// # Errors
+    /// When there is no such vCPU.
+    pub fn walk_at(
+        &self,
+        vcpu: usize,
+        level: Level,
+        linear: u64,
+    ) -> Result<Option<Walk>, EngineError> {
+        let state = self.engine.read_state(vcpu)?;
+        Ok(walk_at(&self.ram, &state, level, linear))
     }
 
     /// Copies guest-virtual memory as a vCPU sees it now.

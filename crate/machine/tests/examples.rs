@@ -12,6 +12,8 @@ mod registers_and_memory;
 mod save_and_compare;
 #[path = "../examples/serial_terminal.rs"]
 mod serial_terminal;
+#[path = "../examples/vm_exits.rs"]
+mod vm_exits;
 
 #[test]
 fn custom_device_runs() {
@@ -41,4 +43,9 @@ fn save_and_compare_runs() {
 #[test]
 fn serial_terminal_runs() {
     serial_terminal::main().unwrap();
+}
+
+#[test]
+fn vm_exits_runs() {
+    vm_exits::main().unwrap();
 }

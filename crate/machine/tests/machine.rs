@@ -217,6 +217,35 @@ fn every_end_is_told_apart() {
 }
 
 #[test]
+fn a_vmx_abort_stops_the_machine_once() {
+    // A guest whose VM exit cannot be completed: its MSR-store list names no MSR.
+    const LIST: u64 = 0x7000;
+    const VMCS: u64 = 0x6000;
+    let code = real(|a| a.cpuid());
+    let mut machine = small(&code).vmx(VmxChoice::Max).build().unwrap();
+    machine.poke_physical(LIST, &[0xff; 16]).unwrap();
+    let mut state = machine.read_vcpu(0).unwrap();
+    state.vmx.region = Some(0x5000);
+    state.vmx.current = Some(VMCS);
+    state.vmx.non_root = true;
+    // VM-exit MSR-store address and count.
+    state.vmx.fields = vec![(0x2006, LIST), (0x400e, 1)];
+    machine.write_vcpu(0, &state).unwrap();
+    let stop = machine.run(&Until::end()).unwrap();
+    let (vcpu, indicator) = (0, 1);
+    assert_eq!(stop, Stop::VmxAbort { vcpu, indicator });
+    assert_eq!(stop.word(), "vmx-abort");
+    assert_eq!(
+        stop.to_string(),
+        "VMX abort 1 on vCPU 0: the MSR-store list of the VM exit could not be stored"
+    );
+    let mut left = [0; 4];
+    machine.peek_physical(VMCS + 4, &mut left).unwrap();
+    assert_eq!(left, [1, 0, 0, 0]);
+    assert_eq!(machine.run(&Until::end()).unwrap(), Stop::Idle);
+}
+
+#[test]
 fn the_same_machine_runs_the_same_whatever_the_block_length_and_the_slices() {
     let code = ticker();
     let run = |block: u32, slice: u64| {

@@ -14,6 +14,7 @@ pub mod generate;
 pub mod judge;
 pub mod layout;
 pub mod masks;
+pub mod nest;
 mod ours;
 mod rng;
 pub mod text;

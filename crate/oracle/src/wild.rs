@@ -1,31 +1,33 @@
 //! Wild guests: any bytes become code, page tables, descriptors and registers in any mode. The
 //! processor may do with them what it likes but panic, hang, or let the length of its blocks show.
 
+use std::sync::Arc;
+
 use hypernest_cpu::{
     Activity, Bus, DeliveryMode, InterruptMessage, Model, Processor, ProcessorConfig, Ram,
-    SegmentState, Stop, TableState, Tick, VcpuState,
+    SegmentState, Stop, TableState, Tick, VcpuState, VmxProfile,
 };
 
 const RAM_SIZE: u64 = 0x4_0000;
-const IDT: u64 = 0x1000;
-const GDT: u64 = 0x2000;
-const TSS: u64 = 0x3000;
+pub(crate) const IDT: u64 = 0x1000;
+pub(crate) const GDT: u64 = 0x2000;
+pub(crate) const TSS: u64 = 0x3000;
 const HANDLERS: u64 = 0x4000;
-const CODE: u64 = 0x8000;
-const DATA: u64 = 0x1_0000;
+pub(crate) const CODE: u64 = 0x8000;
+pub(crate) const DATA: u64 = 0x1_0000;
 /// Page tables: 4-level, 32-bit, PAE.
-const LONG_TABLES: u64 = 0x2_0000;
+pub(crate) const LONG_TABLES: u64 = 0x2_0000;
 const SHORT_TABLES: u64 = 0x2_4000;
-const PAE_TABLES: u64 = 0x2_6000;
+pub(crate) const PAE_TABLES: u64 = 0x2_6000;
 const TABLES_END: u64 = 0x2_a000;
 /// Ticks of a run.
 const BUDGET: Tick = 2_000;
 
 /// What `data` still has to give; zeros when it is used up.
-struct Source<'a>(&'a [u8]);
+pub(crate) struct Source<'a>(pub(crate) &'a [u8]);
 
 impl Source<'_> {
-    fn byte(&mut self) -> u8 {
+    pub(crate) fn byte(&mut self) -> u8 {
         let Some((first, rest)) = self.0.split_first() else {
             return 0;
         };
@@ -33,12 +35,12 @@ impl Source<'_> {
         *first
     }
 
-    fn value(&mut self) -> u64 {
+    pub(crate) fn value(&mut self) -> u64 {
         (0..8).fold(0, |all, n| all | u64::from(self.byte()) << (8 * n))
     }
 
     /// A number that means something to a guest: an address in RAM, a boundary, or anything.
-    fn number(&mut self) -> u64 {
+    pub(crate) fn number(&mut self) -> u64 {
         let kind = self.byte();
         let small = u64::from(self.byte());
         match kind & 7 {
@@ -112,7 +114,7 @@ impl Bus for Noise {
 
 /// The modes a guest can start in.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Start {
+pub(crate) enum Start {
     Real,
     Protected16,
     Protected32,
@@ -120,19 +122,23 @@ enum Start {
     Pae,
     Compat,
     Long,
+    Virtual86,
 }
 
 /// A guest, ready to run any number of times.
-struct Guest {
-    ram: Vec<u8>,
-    state: VcpuState,
-    cpus: u32,
-    model: &'static Model,
-    interrupts: u8,
-    messages: u8,
+pub(crate) struct Guest {
+    pub ram: Vec<u8>,
+    pub state: VcpuState,
+    pub cpus: u32,
+    pub model: &'static Model,
+    pub vmx: Option<Arc<VmxProfile>>,
+    pub interrupts: u8,
+    pub messages: u8,
+    /// Ticks of a run.
+    pub budget: Tick,
 }
 
-fn put(ram: &mut [u8], address: u64, value: u64) {
+pub(crate) fn put(ram: &mut [u8], address: u64, value: u64) {
     let at = address as usize;
     if let Some(place) = ram.get_mut(at..at + 8) {
         place.copy_from_slice(&value.to_le_bytes());
@@ -174,6 +180,7 @@ impl Guest {
             3 => Start::Paging32,
             4 => Start::Pae,
             5 => Start::Compat,
+            6 => Start::Virtual86,
             _ => Start::Long,
         };
         let options = source.byte();
@@ -183,8 +190,10 @@ impl Guest {
             state: VcpuState::reset(0, &models[0]),
             cpus: 1 + u32::from(options >> 7),
             model: &models[usize::from(source.byte()) % models.len()],
+            vmx: None,
             interrupts: source.byte() & 7,
             messages: source.byte() & 63,
+            budget: BUDGET,
         };
         guest.state = VcpuState::reset(0, guest.model);
         guest.tables(start);
@@ -216,7 +225,7 @@ impl Guest {
     }
 
     /// Everything valid to begin with: descriptors, gates, identity page tables.
-    fn tables(&mut self, start: Start) {
+    pub(crate) fn tables(&mut self, start: Start) {
         let ram = &mut self.ram;
         for (n, s) in flat_segments().iter().enumerate() {
             put(ram, GDT + 8 * (n as u64 + 1), descriptor(s));
@@ -229,6 +238,16 @@ impl Guest {
             put(ram, TSS + 4 * word, (DATA + 0xf00) | (DATA + 0xf00) << 32);
         }
         let long = matches!(start, Start::Long | Start::Compat);
+        if !long {
+            put(ram, TSS + 4, (DATA + 0xf00) | 0x10 << 32);
+        }
+        if start == Start::Virtual86 {
+            // INT n of one half of the vectors is the program's own.
+            put(ram, TSS + 0x66, 0x100);
+            for word in 0..4 {
+                put(ram, TSS + 0xe0 + 8 * word, 0xaaaa_aaaa_aaaa_aaaa);
+            }
+        }
         for vector in 0..256u64 {
             let handler = HANDLERS + vector * 16;
             // Return three bytes further, so that a fault does not repeat for ever.
@@ -275,7 +294,7 @@ impl Guest {
         put(ram, SHORT_TABLES, first);
     }
 
-    fn registers(&mut self, start: Start, options: u8, source: &mut Source) {
+    pub(crate) fn registers(&mut self, start: Start, options: u8, source: &mut Source) {
         let state = &mut self.state;
         state.activity = Activity::Active;
         for gpr in &mut state.gpr {
@@ -283,11 +302,14 @@ impl Guest {
         }
         state.gpr[4] = DATA + 0x800 + u64::from(source.byte()) * 8;
         state.rip = CODE + u64::from(source.byte());
-        state.rflags = 2 | source.value() & 0x0025_7fd5 & !(1 << 17);
+        state.rflags = 2 | source.value() & 0x003d_7fd5;
+        if start == Start::Virtual86 {
+            state.rflags |= 1 << 17;
+        }
         let chosen = source.value();
         // Any of the bits that do not decide the mode.
         let cr0 = 0x10 | chosen & 0x6005_002e;
-        let cr4 = (chosen >> 32) & 0x0037_0e8c;
+        let cr4 = (chosen >> 32) & 0x0037_0e8f;
         state.gdtr = TableState {
             base: GDT,
             limit: 0x7ff,
@@ -319,6 +341,15 @@ impl Guest {
                 };
                 (real, real)
             }
+            Start::Virtual86 => {
+                let paragraph = SegmentState {
+                    selector: 0,
+                    base: 0,
+                    limit: 0xffff,
+                    rights: 0xf3,
+                };
+                (paragraph, paragraph)
+            }
             Start::Protected16 => (all[level + 3], all[level + 4]),
             Start::Protected32 | Start::Paging32 | Start::Pae | Start::Compat => {
                 (all[level], all[level + 1])
@@ -330,7 +361,9 @@ impl Guest {
         let paged = cr0 | 0x8000_0001;
         (state.cr0, state.cr3, state.cr4) = match start {
             Start::Real => (cr0 & !0x8000_0001, 0, cr4 & !(1 << 17)),
-            Start::Protected16 | Start::Protected32 => (cr0 | 1, 0, cr4 & !(1 << 17)),
+            Start::Protected16 | Start::Protected32 | Start::Virtual86 => {
+                (cr0 | 1, 0, cr4 & !(1 << 17))
+            }
             Start::Paging32 => (paged, SHORT_TABLES, cr4 & !(1 << 17) & !0x20 | 0x10),
             Start::Pae => (paged, PAE_TABLES, cr4 & !(1 << 17) | 0x20),
             Start::Compat | Start::Long => (paged, LONG_TABLES, cr4 | 0x20),
@@ -371,16 +404,16 @@ impl Guest {
             cpus: self.cpus,
             model: self.model,
             block_length,
-            vmx: None,
+            vmx: self.vmx.clone(),
         })
         .ok()?;
         let mut state = self.state.clone();
         // A model may lack some of the bits: then those that all have.
         if processor.write_state(0, &state).is_err() {
-            state.cr4 &= 0x6b0; // OSXMMEXCPT, OSFXSR, PGE, PAE, PSE
+            state.cr4 &= 0x6b3; // OSXMMEXCPT, OSFXSR, PGE, PAE, PSE, PVI, VME
             processor.write_state(0, &state).ok()?;
         }
-        let mut ram = Ram::new(RAM_SIZE).ok()?;
+        let mut ram = Ram::new(self.ram.len() as u64).ok()?;
         ram.bytes_mut().copy_from_slice(&self.ram);
         let mut bus = Noise {
             last: 0,
@@ -389,7 +422,7 @@ impl Guest {
         };
         let mut stop = Stop::Deadline;
         for slice in 1..=4 {
-            let until = BUDGET / 4 * slice;
+            let until = self.budget / 4 * slice;
             stop = processor.run(&mut ram, &mut bus, until);
             assert!(processor.now() <= until, "ran past the deadline");
             if stop != Stop::Deadline {
@@ -437,7 +470,11 @@ pub struct Ending {
 /// Runs the guest that `data` describes with blocks of one instruction and of many. Panics where
 /// the processor does, and where the two differ. `None` where no processor can be in such a state.
 pub fn run(data: &[u8]) -> Option<Ending> {
-    let guest = Guest::new(data);
+    run_twice(&Guest::new(data)).map(|(ending, ..)| ending)
+}
+
+/// Runs a guest as [`run`] does: also the first vCPU and memory at the end.
+pub(crate) fn run_twice(guest: &Guest) -> Option<(Ending, VcpuState, Vec<u8>)> {
     let single = guest.run(1)?;
     let many = guest.run(64).expect("the same state");
     assert_eq!(single.3, many.3, "blocks change the reason to stop");
@@ -446,8 +483,9 @@ pub fn run(data: &[u8]) -> Option<Ending> {
         assert_eq!(a, b, "blocks change the state");
     }
     assert!(single.1 == many.1, "blocks change memory");
-    Some(Ending {
+    let ending = Ending {
         now: single.2,
         stop: single.3,
-    })
+    };
+    Some((ending, single.0.into_iter().next()?, single.1))
 }

@@ -148,9 +148,10 @@ pub fn exit_reasons(table: &Table) -> String {
         };
         writeln!(
             list,
-            "    ExitReasonInfo {{ reason: ExitReason({number}), name: {:?}, description: {:?}, \
+            "    ExitReasonInfo {{ reason: ExitReason({number}), ident: {:?}, name: {:?}, description: {:?}, \
              qualification: {:?}, instruction_length: Validity::{length}, \
              instruction_information: Validity::{information}, entry_failure: {}, caused_by: {:?} }},",
+            row.get("ident"),
             row.get("sdm_name"),
             row.get("description"),
             match row.get("has_exit_qualification") {

@@ -13,6 +13,8 @@ pub struct ExitReason(pub u16);
 pub struct ExitReasonInfo {
     /// The reason.
     pub reason: ExitReason,
+    /// One word for tables and options: the name of its constant.
+    pub ident: &'static str,
     /// The manual's name.
     pub name: &'static str,
     /// What happened, in a few words.
@@ -57,6 +59,26 @@ impl ExitReason {
     pub fn info(self) -> Option<&'static ExitReasonInfo> {
         let place = REASONS.binary_search_by_key(&self, |row| row.reason);
         place.ok().map(|place| &REASONS[place])
+    }
+
+    /// One word for tables and options, or `UNKNOWN`.
+    #[must_use]
+    pub fn ident(self) -> &'static str {
+        self.info().map_or("UNKNOWN", |row| row.ident)
+    }
+
+    /// The reason with this [`ident`](Self::ident); case does not matter, `-` stands for `_`.
+    #[must_use]
+    pub fn from_ident(text: &str) -> Option<Self> {
+        let same = |ident: &str| {
+            let letters = text.bytes().map(|byte| match byte {
+                b'-' => b'_',
+                other => other.to_ascii_uppercase(),
+            });
+            letters.eq(ident.bytes())
+        };
+        let row = REASONS.iter().find(|row| same(row.ident));
+        row.map(|row| row.reason)
     }
 
     /// The manual's name, or `unknown`.
@@ -107,6 +129,17 @@ mod tests {
         assert_eq!(ExitReason(999).name(), "unknown");
         assert_eq!(format!("{:?}", ExitReason(999)), "ExitReason(999)");
         assert_eq!(format!("{}", ExitReason::CPUID), "10 CPUID");
+    }
+
+    #[test]
+    fn every_reason_is_found_by_its_word() {
+        for row in REASONS {
+            let lower = row.ident.to_ascii_lowercase().replace('_', "-");
+            assert_eq!(ExitReason::from_ident(&lower), Some(row.reason));
+            assert_eq!(row.reason.ident(), row.ident);
+        }
+        assert_eq!(ExitReason::from_ident("EPT"), None);
+        assert_eq!(ExitReason(999).ident(), "UNKNOWN");
     }
 
     #[test]

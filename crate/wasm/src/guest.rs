@@ -1,15 +1,35 @@
 //! A machine as a page drives it: in slices, with serial bytes in and out.
 
 use hypernest_machine::boot::ImageKind;
-use hypernest_machine::{BuildError, MAX_CPUS, Machine, Model, Stop, Tick, Until};
+use hypernest_machine::{BuildError, MAX_CPUS, Machine, Model, Stop, Tick, Until, VmxChoice};
 use serde::{Deserialize, Serialize};
-
-/// A guest that needs nothing fetched: it greets, counts primes, and echoes in capitals. Assembled
-/// by `build.rs`.
-const GREETING: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/greeting.elf"));
 
 /// Most bytes of guest RAM: WebAssembly has 4 GiB for all.
 pub const MAX_MEMORY: u64 = 3 << 30;
+
+/// A guest that needs nothing fetched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Builtin {
+    /// A hypervisor and its guest: see [`hypernest_guests::HYPERVISOR`]. It needs [`Vmx::Max`].
+    #[default]
+    Hypervisor,
+    /// It echoes what is typed: see [`hypernest_guests::GREETING`].
+    Greeting,
+}
+
+/// Which VMX the processor has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Vmx {
+    /// None.
+    #[default]
+    None,
+    /// What KVM offers its guests.
+    Kvm,
+    /// All that there is.
+    Max,
+}
 
 /// What machine to build.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -24,6 +44,12 @@ pub struct Options {
     pub model: Option<String>,
     /// Command line.
     pub cmdline: String,
+    /// VMX; none where it is left out.
+    #[serde(default)]
+    pub vmx: Vmx,
+    /// What runs where there is no kernel.
+    #[serde(default)]
+    pub builtin: Builtin,
 }
 
 impl Options {
@@ -83,7 +109,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Builds a machine and loads `kernel`, or the greeting where there is none.
+    /// Builds a machine and loads `kernel`, or the built-in guest where there is none.
     ///
     /// # Errors
     /// What is wrong with the options or the images, in one line for the user.
@@ -93,12 +119,21 @@ impl Guest {
         initrd: Option<&[u8]>,
     ) -> Result<Guest, String> {
         options.check()?;
+        let builtin = match options.builtin {
+            Builtin::Hypervisor => hypernest_guests::HYPERVISOR,
+            Builtin::Greeting => hypernest_guests::GREETING,
+        };
         let mut builder = Machine::builder()
             .memory(options.memory)
             .cpus(options.cpus)
             .name("kernel")
-            .image(kernel.unwrap_or(GREETING))
-            .command_line(&options.cmdline);
+            .image(kernel.unwrap_or(builtin))
+            .command_line(&options.cmdline)
+            .vmx(match options.vmx {
+                Vmx::None => VmxChoice::None,
+                Vmx::Kvm => VmxChoice::Kvm,
+                Vmx::Max => VmxChoice::Max,
+            });
         if let Some(model) = &options.model {
             builder = builder.model(model);
         }

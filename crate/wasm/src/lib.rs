@@ -23,6 +23,10 @@ export interface Options {
   model?: string;
   /** Command line for the kernel. */
   cmdline: string;
+  /** VMX of the processor; none when left out. */
+  vmx?: 'none' | 'kvm' | 'max';
+  /** What runs when there is no kernel: the hypervisor (which needs VMX) unless given. */
+  builtin?: 'hypervisor' | 'greeting';
 }
 
 /** The machine after a slice. */
@@ -82,7 +86,7 @@ pub struct Machine(Guest);
 
 #[wasm_bindgen]
 impl Machine {
-    /// Builds a machine and loads `kernel` (the built-in guest when it is left out) and `initrd`.
+    /// Builds a machine and loads `kernel` (a built-in guest when it is left out) and `initrd`.
     ///
     /// # Errors
     /// What is wrong with the options or the images.

@@ -35,8 +35,22 @@ impl Run {
     }
 }
 
+/// When something was printed: time on the wall and time of processors since the start.
+#[derive(Clone, Copy)]
+pub struct Mark {
+    pub wall: f64,
+    pub cpu: f64,
+}
+
 /// Runs a command until it prints `text`, then ends it; with no `text`, until its end.
 pub fn run_until(command: &mut Command, text: &str, limit: Duration) -> Result<Run> {
+    let texts = if text.is_empty() { &[][..] } else { &[text] };
+    watch(command, texts, limit).map(|(run, _)| run)
+}
+
+/// Runs a command until it has printed all of `texts`, in their order; when it printed each. It is ended
+/// then, or after its own end where nothing is waited for.
+pub fn watch(command: &mut Command, texts: &[&str], limit: Duration) -> Result<(Run, Vec<Mark>)> {
     command.stdout(Stdio::piped()).stderr(Stdio::null());
     let start = Instant::now();
     let mut group = Group::spawn(command)?;
@@ -51,23 +65,33 @@ pub fn run_until(command: &mut Command, text: &str, limit: Duration) -> Result<R
         }
     });
     let mut seen = Vec::new();
+    let mut marks = Vec::new();
     let mut last = Usage::default();
     loop {
+        let received = receiver.recv_timeout(Duration::from_millis(5));
         // A process that is gone, or about to, has no usage to read any more: keep the last.
-        if let Some(usage) = Usage::of(group.0.id()) {
-            last = usage;
-        }
-        match receiver.recv_timeout(Duration::from_millis(5)) {
-            Ok(bytes) => seen.extend(bytes),
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) if text.is_empty() => break,
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                bail!("{} ended without printing `{text}`", shown(command))
+        last = Usage::of(group.0.id()).unwrap_or(last);
+        let ended = match received {
+            Ok(bytes) => {
+                seen.extend(bytes);
+                false
             }
+            Err(error) => error == mpsc::RecvTimeoutError::Disconnected,
+        };
+        while let Some((text, at)) = texts
+            .get(marks.len())
+            .and_then(|text| Some((text, find(&seen, text.as_bytes())?)))
+        {
+            seen.drain(..at + text.len());
+            marks.push(Mark {
+                wall: start.elapsed().as_secs_f64(),
+                cpu: last.cpu.as_secs_f64(),
+            });
         }
-        if !text.is_empty() && contains(&seen, text.as_bytes()) {
-            last = Usage::of(group.0.id()).unwrap_or(last);
-            break;
+        match texts.get(marks.len()) {
+            None if ended || !texts.is_empty() => break,
+            Some(text) if ended => bail!("{} ended without printing `{text}`", shown(command)),
+            _ => {}
         }
         if start.elapsed() > limit {
             bail!("{} took longer than {} s", shown(command), limit.as_secs());
@@ -75,14 +99,19 @@ pub fn run_until(command: &mut Command, text: &str, limit: Duration) -> Result<R
     }
     // What it writes at its end (a report) must be whole.
     let wall = start.elapsed();
-    if !text.is_empty() {
+    if !texts.is_empty() {
         let _ = group.wait(Duration::from_secs(2))?;
     }
-    Ok(Run::new(wall, last))
+    Ok((Run::new(wall, last), marks))
+}
+
+/// Where `part` begins in `text`.
+fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+    text.windows(part.len()).position(|window| window == part)
 }
 
 pub fn contains(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len()).any(|window| window == part)
+    find(text, part).is_some()
 }
 
 #[derive(Default)]
@@ -141,6 +170,13 @@ mod tests {
             Duration::from_secs(20),
         );
         assert!(run.unwrap().wall < Duration::from_secs(4));
+        let (_, marks) = watch(
+            Command::new("sh").args(["-c", "echo a; sleep 0.2; echo b; sleep 5"]),
+            &["a", "b"],
+            Duration::from_secs(20),
+        )
+        .unwrap();
+        assert!(marks.len() == 2 && marks[1].wall - marks[0].wall > 0.1);
         let run = run_until(
             Command::new("sh").args(["-c", "echo other"]),
             "marker",

@@ -2,6 +2,7 @@
 //! host and from hour to hour; seconds do not. Nothing here is a test.
 
 mod bochs;
+mod exits;
 mod measure;
 mod page;
 
@@ -20,7 +21,7 @@ use measure::{Run, median, run_until};
 const BOCHS_TO_QEMU: f64 = 2.2;
 const LIMIT: Duration = Duration::from_secs(300);
 
-const PARTS: &[&str] = &["boot", "loop", "start", "page"];
+const PARTS: &[&str] = &["boot", "loop", "start", "exits", "events", "page"];
 
 pub fn main(args: &[&str]) -> Result<bool> {
     let mut pairs = 5;
@@ -53,6 +54,8 @@ pub fn main(args: &[&str]) -> Result<bool> {
             "boot" => native_rate = Some(boot(&cli, kernel, pairs)?),
             "loop" => hot_loop(&cli, pairs)?,
             "start" => start(&cli)?,
+            "exits" => exits::measure(&cli, kernel)?,
+            "events" => exits::events(&cli, kernel, pairs)?,
             _ => page::measure(native_rate)?,
         }
     }
@@ -121,10 +124,8 @@ fn boot(cli: &Path, kernel: &Kernel, pairs: usize) -> Result<f64> {
             report.to_string_lossy().into_owned(),
         ];
         let run = LinuxRun {
-            kernel,
-            cpus: 1,
-            words: crate::integration::STOP_AT_INIT,
             options,
+            ..LinuxRun::new(kernel, crate::integration::STOP_AT_INIT)
         };
         ours.push(run_until(&mut run.command(cli), MARKER, LIMIT)?);
         tcg.push(qemu_boot(kernel, &append)?);

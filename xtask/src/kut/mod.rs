@@ -1,6 +1,6 @@
 //! `cargo xtask kut DIR [FILTER..]`: runs a built kvm-unit-tests tree on the `hypernest` command.
 
-mod config;
+pub mod config;
 mod each;
 mod judge;
 

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Outcome, Suite};
 use crate::run::{command, find, line, root, run, run_within};
-use crate::{build, guests, integration, kut, setup};
+use crate::{build, conformance, guests, integration, kut, nested, setup};
 
 /// Every suite.
 pub const SUITES: &[Suite] = &[
@@ -87,7 +87,12 @@ pub const SUITES: &[Suite] = &[
     Suite {
         name: "nested",
         about: "stock kernels run guests with KVM",
-        run: integration::nested,
+        run: nested::quick,
+    },
+    Suite {
+        name: "conformance",
+        about: "the rules of VM entry and the VM exits, one by one",
+        run: conformance::suite,
     },
     Suite {
         name: "determinism",
@@ -133,6 +138,7 @@ pub const KUT_REQUIRED: &[&str] = &[
     "setjmp",
     "rmap_chain",
     "smptest",
+    "vmx",
 ];
 
 fn passed(lines: &[&str]) -> Result<Outcome> {

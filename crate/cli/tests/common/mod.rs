@@ -66,5 +66,12 @@ pub fn kernel(code: &[u8]) -> Vec<u8> {
     out
 }
 
+/// The example of a VMX profile in the documentation.
+pub fn vmx_profile() -> String {
+    let page = include_str!("../../../../docs/vmx.md");
+    let (_, rest) = page.split_once("```text\n").unwrap();
+    rest.split_once("```").unwrap().0.into()
+}
+
 /// CLI; HLT; JMP to HLT.
 pub const SLEEP: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfd];

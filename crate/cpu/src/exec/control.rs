@@ -75,7 +75,10 @@ pub(crate) fn uses_pdptes(cr0: u64, cr4: u64, efer: u64) -> bool {
 }
 
 fn load_pdptes(x: &mut Ctx, cr3: u64) -> Exec {
-    x.cpu.pdpte = paging::load_pdptes(x.cpu, x.ram, cr3).map_err(|miss| x.missed(miss))?;
+    let mut marks = x.cpu.vmx.marks();
+    let loaded = paging::load_pdptes(x.cpu, x.ram, cr3, &mut marks);
+    x.cpu.vmx.marked(&marks);
+    x.cpu.pdpte = loaded.map_err(|miss| x.missed(miss))?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 use hypernest_vmcs::pin;
 use iced_x86::{Code, Instruction, MemorySize, Mnemonic, OpKind};
 
+use super::task::{self, Source};
 use crate::descriptor::{Descriptor, is_null, kind, selector_code};
 use crate::flags::bit;
 use crate::mem::Ctx;
@@ -11,7 +12,7 @@ use crate::operand::mask;
 use crate::paging::Access;
 use crate::seg::{Stack, null_segment};
 use crate::state::SegmentState;
-use crate::trap::{Exec, Fault, GP0, Trap};
+use crate::trap::{Exec, Fault, GP0};
 use crate::v86;
 use crate::vcpu::{Seg, reg, rights};
 
@@ -93,7 +94,7 @@ pub(super) fn jmp(x: &mut Ctx, i: &Instruction) -> Exec {
         x.enter_code(segment, cpl, pointer.offset);
         return Ok(());
     }
-    let gate = call_gate(x, pointer.selector, target)?;
+    let gate = call_gate(x, pointer.selector, target, Source::Jump, i.len() as u32)?;
     if !gate.target.is_conforming() && gate.target.dpl() != cpl {
         return Err(gp(gate.selector).into());
     }
@@ -132,7 +133,7 @@ pub(super) fn call(x: &mut Ctx, i: &Instruction) -> Exec {
         x.enter_code(segment, cpl, pointer.offset);
         return Ok(());
     }
-    let gate = call_gate(x, pointer.selector, target)?;
+    let gate = call_gate(x, pointer.selector, target, Source::Call, i.len() as u32)?;
     if !gate.target.is_conforming() && gate.target.dpl() < cpl {
         return call_inner(x, &gate);
     }
@@ -234,11 +235,17 @@ struct Gate {
     parameters: usize,
 }
 
-fn call_gate(x: &mut Ctx, selector: u16, gate: Descriptor) -> Exec<Gate> {
+fn call_gate(
+    x: &mut Ctx,
+    selector: u16,
+    gate: Descriptor,
+    source: Source,
+    length: u32,
+) -> Exec<Gate> {
     let long = x.cpu.long_mode();
     let fault = gp(selector);
     let (cpl, rpl) = (x.cpu.cpl, (selector & 3) as u8);
-    let (size, task) = match gate.kind() {
+    let (size, is_task) = match gate.kind() {
         _ if !gate.is_system() => return Err(fault.into()),
         kind::CALL => (if long { 8 } else { 4 }, false),
         kind::CALL16 if !long => (2, false),
@@ -249,8 +256,8 @@ fn call_gate(x: &mut Ctx, selector: u16, gate: Descriptor) -> Exec<Gate> {
         return Err(fault.into());
     }
     present(selector, gate)?;
-    if task {
-        return Err(Trap::Unimplemented("task switch"));
+    if is_task {
+        return Err(task::far(x, selector, gate, source, length));
     }
     let mut offset = gate.gate_offset();
     if long {
@@ -373,6 +380,13 @@ fn return_outer(
 
 /// IRET, IRETD, IRETQ.
 pub(super) fn iret(x: &mut Ctx, i: &Instruction) -> Exec {
+    x.cpu.vmx.iret_unblocked_nmis = false;
+    iret_inner(x, i)?;
+    x.cpu.vmx.iret_unblocked_nmis = false;
+    Ok(())
+}
+
+fn iret_inner(x: &mut Ctx, i: &Instruction) -> Exec {
     let size = match i.mnemonic() {
         Mnemonic::Iret => 2,
         Mnemonic::Iretd => 4,
@@ -393,20 +407,26 @@ pub(super) fn iret(x: &mut Ctx, i: &Instruction) -> Exec {
         && *blocked
     {
         *blocked = false;
+        cpu.vmx.iret_unblocked_nmis = guest;
         cpu.leave_block = true;
     }
     if !x.cpu.uses_paragraphs() && x.cpu.flags.rest & bit::NT != 0 {
         return Err(if x.cpu.long_mode() {
             GP0
         } else {
-            Trap::Unimplemented("return from a nested task")
+            task::iret(x, i.len() as u32)
         });
     }
     let virtual_flags = v86::flags_are_virtual(x, size)?;
     let word = size as u64;
-    let rip = x.peek_stack(0, size)?;
-    let selector = x.peek_stack(word, size)? as u16;
-    let popped = x.peek_stack(2 * word, size)?;
+    let at_once: Option<[u64; 5]> = if size == 8 { x.peek_words() } else { None };
+    let pop = |x: &mut Ctx, n: usize| match at_once {
+        Some(words) => Ok(words[n]),
+        None => x.peek_stack(n as u64 * word, size),
+    };
+    let rip = pop(x, 0)?;
+    let selector = pop(x, 1)? as u16;
+    let popped = pop(x, 2)?;
     let flags = if virtual_flags {
         v86::taken_flags(x, popped)?
     } else {
@@ -436,8 +456,8 @@ pub(super) fn iret(x: &mut Ctx, i: &Instruction) -> Exec {
         x.enter_code(segment, rpl, rip);
         return Ok(());
     }
-    let rsp = x.peek_stack(3 * word, size)?;
-    let ss = x.peek_stack(4 * word, size)? as u16;
+    let rsp = pop(x, 3)?;
+    let ss = pop(x, 4)? as u16;
     let stack = outer_stack(x, ss, rpl, to_long)?;
     x.check_entry(target, rip, 0)?;
     let segment = x.accessed(selector, target)?;
@@ -494,6 +514,7 @@ fn returned_flags(x: &Ctx, popped: u64, size: usize) -> u64 {
 mod tests {
     use super::*;
     use crate::testing::{CODE, Fixture, STACK, STACK0, sel};
+    use crate::trap::Trap;
     use crate::vcpu::CodeSize;
 
     const RETFQ: [u8; 2] = [0x48, 0xcb];

@@ -20,6 +20,7 @@ mod sse;
 mod stack;
 pub(crate) mod string;
 mod system;
+pub(crate) mod task;
 mod x87;
 mod xsave;
 
@@ -217,18 +218,8 @@ pub(crate) fn execute(x: &mut Ctx, i: &Instruction) -> Exec {
         Rsm => Err(UD),
 
         // ---- virtualization ----
-        Vmxon => vmx::operation::vmxon(x, i),
-        Vmxoff => vmx::operation::vmxoff(x),
-        Vmclear => vmx::operation::vmclear(x, i),
-        Vmptrld => vmx::operation::vmptrld(x, i),
-        Vmptrst => vmx::operation::vmptrst(x, i),
-        Vmread => vmx::operation::vmread(x, i),
-        Vmwrite => vmx::operation::vmwrite(x, i),
-        Vmcall => vmx::operation::vmcall(x),
-        Vmlaunch => vmx::entry::vm_entry(x, false),
-        Vmresume => vmx::entry::vm_entry(x, true),
-        Invept => vmx::operation::invalidate(x, i, true),
-        Invvpid => vmx::operation::invalidate(x, i, false),
+        Vmxon | Vmxoff | Vmclear | Vmptrld | Vmptrst | Vmread | Vmwrite | Vmcall | Vmfunc
+        | Vmlaunch | Vmresume | Invept | Invvpid => vmx::instruction(x, i),
 
         // ----
         INVALID | Ud0 | Ud1 | Ud2 => Err(UD),

@@ -389,8 +389,12 @@ fn def_type_is_valid(value: u64) -> bool {
 impl Vcpu {
     /// Time-stamp counter at a tick.
     pub fn tsc(&self, now: crate::Tick) -> u64 {
+        self.vmx.controls.guest_tsc(self.host_tsc(now))
+    }
+
+    /// The counter itself, whatever a guest sees of it.
+    pub fn host_tsc(&self, now: crate::Tick) -> u64 {
         now.wrapping_add(self.msrs.tsc_offset)
-            .wrapping_add(self.vmx.controls.tsc_offset)
     }
 }
 
@@ -398,9 +402,10 @@ fn tsc(x: &mut Ctx) -> u64 {
     x.cpu.tsc(x.now)
 }
 
-/// A write to the TSC moves IA32_TSC_ADJUST by as much (Vol. 3B, "Time-Stamp Counter Adjustment").
+/// A write to the TSC moves IA32_TSC_ADJUST by as much (Vol. 3B, "Time-Stamp Counter Adjustment"). In
+/// a guest too, it is the counter itself that is written.
 fn set_tsc(x: &mut Ctx, value: u64) -> Exec {
-    let moved = value.wrapping_sub(tsc(x));
+    let moved = value.wrapping_sub(x.cpu.host_tsc(x.now));
     move_tsc(x, moved);
     Ok(())
 }

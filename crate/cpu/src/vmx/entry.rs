@@ -6,18 +6,22 @@ use hypernest_vmcs::{ExitReason, Field, entry, pin, proc2};
 
 use super::exit::{SEGMENTS, VALID, blocking, entry_failed, load_msrs};
 use super::operation::{enter, error, fail, fail_invalid};
+use super::pml::Marks;
 use super::{Controls, checks};
 use crate::interrupt::{self, Injected};
 use crate::mem::Ctx;
 use crate::state::{Activity, SegmentState};
 use crate::trap::Exec;
 use crate::vcpu::{cr, reg};
+use crate::watch;
 
 /// VMLAUNCH and VMRESUME.
 pub(crate) fn vm_entry(x: &mut Ctx, resume: bool) -> Exec {
     enter(x)?;
+    x.cpu.vmx.failed_check = None;
     if x.cpu.vmx.current.is_none() || x.cpu.vmx.vmcs.shadow {
         fail_invalid(x);
+        watch::entry_refused(x, resume);
         return Ok(());
     }
     let launched = x.cpu.vmx.vmcs.launched;
@@ -30,19 +34,20 @@ pub(crate) fn vm_entry(x: &mut Ctx, resume: bool) -> Exec {
     } else {
         x.cpu.vmx.failed_check = checks::failing(x);
         match x.cpu.vmx.failed_check.map(|check| check.failure) {
-            None => return enter_guest(x),
+            None => return enter_guest(x, resume),
             Some(Failure::Exit33 { qualification }) => {
                 let reason = ExitReason::ENTRY_FAILURE_GUEST_STATE;
-                return entry_failed(x, reason, u64::from(qualification));
+                return entry_failed(x, resume, reason, u64::from(qualification));
             }
             Some(Failure::VmfailValid(number)) => fail(x, u32::from(number)),
             Some(_) => fail_invalid(x),
         }
     }
+    watch::entry_refused(x, resume);
     Ok(())
 }
 
-fn enter_guest(x: &mut Ctx) -> Exec {
+fn enter_guest(x: &mut Ctx, resume: bool) -> Exec {
     x.cpu.vmx.vmcs.dirty = 0;
     load_guest(x);
     let vmcs = &x.cpu.vmx.vmcs;
@@ -50,8 +55,9 @@ fn enter_guest(x: &mut Ctx) -> Exec {
     let count = vmcs.get(Field::VM_ENTRY_MSR_LOAD_COUNT);
     if let Err(number) = load_msrs(x, list, count) {
         x.cpu.vmx.non_root = false;
-        return entry_failed(x, ExitReason::ENTRY_FAILURE_MSR_LOADING, number);
+        return entry_failed(x, resume, ExitReason::ENTRY_FAILURE_MSR_LOADING, number);
     }
+    watch::entered(x, resume);
     x.cpu.vmx.vmcs.launched = true;
     let info = x.cpu.vmx.vmcs.get(Field::VM_ENTRY_INTR_INFO_FIELD) as u32;
     x.cpu.vmx.inject = info & VALID != 0;
@@ -159,11 +165,12 @@ fn load_guest(x: &mut Ctx) {
         && !controls.delivers_virtual_interrupts()
         && matches!(cpu.activity, Activity::Active | Activity::Halted);
     cpu.vmx.controls = controls;
+    cpu.vmx.pause_loop = None;
     cpu.vmx.non_root = true;
     let pcid = cpu.current_pcid();
     cpu.tlb.enter_guest(&controls, pcid);
     if pae && pdptes.is_none() {
-        pdptes = crate::paging::load_pdptes(x.cpu, x.ram, x.cpu.cr3).ok();
+        pdptes = crate::paging::load_pdptes(x.cpu, x.ram, x.cpu.cr3, &mut Marks::none()).ok();
     }
     if let Some(pdptes) = pdptes {
         x.cpu.pdpte = pdptes;
@@ -174,6 +181,7 @@ fn load_guest(x: &mut Ctx) {
 /// Delivers the event of the VM entry just made (Vol. 3C, "Event Injection").
 pub(crate) fn inject(x: &mut Ctx) -> Exec {
     x.cpu.vmx.inject = false;
+    watch::injected(x);
     let vmcs = &x.cpu.vmx.vmcs;
     let info = vmcs.get(Field::VM_ENTRY_INTR_INFO_FIELD) as u32;
     let code = vmcs.get(Field::VM_ENTRY_EXCEPTION_ERROR_CODE) as u32;

@@ -3,6 +3,7 @@
 use hypernest_vmcs::{ExitReason, proc2};
 
 use super::exit::Exit;
+use super::pml::Marks;
 use crate::paging::Access;
 use crate::ram::Ram;
 use crate::vcpu::Vcpu;
@@ -15,6 +16,8 @@ const ACCESSED: u64 = 1 << 8;
 const DIRTY: u64 = 1 << 9;
 /// With mode-based execute control: fetches of user-mode linear addresses.
 const EXECUTE_USER: u64 = 1 << 10;
+/// Suppress #VE.
+const SUPPRESS_VE: u64 = 1 << 63;
 
 /// EPTP: accessed and dirty flags.
 const EPTP_AD: u64 = 1 << 6;
@@ -24,11 +27,16 @@ const CAP_EXECUTE_ONLY: u64 = 1;
 const CAP_2M: u64 = 1 << 16;
 const CAP_1G: u64 = 1 << 17;
 const CAP_AD: u64 = 1 << 21;
+const CAP_ADVANCED: u64 = 1 << 22;
 
 /// Exit qualification of EPT violations.
-mod qualification {
+pub(crate) mod qualification {
     pub const LINEAR: u64 = 1 << 7;
     pub const TRANSLATED: u64 = 1 << 8;
+    /// What the guest's own paging says of the linear address (advanced information).
+    pub const USER_PAGE: u64 = 1 << 9;
+    pub const WRITABLE_PAGE: u64 = 1 << 10;
+    pub const NO_EXECUTE_PAGE: u64 = 1 << 11;
 }
 
 /// What an access to guest-physical memory is for.
@@ -39,10 +47,9 @@ pub(crate) struct Purpose {
     pub walk: bool,
     /// The linear address it is for; none for page-directory-pointer loads.
     pub linear: Option<u64>,
-    /// The linear address is a user-mode one, for mode-based execute control.
-    pub user: bool,
-    /// Changes no accessed or dirty flag.
-    pub peek: bool,
+    /// Advanced information about the linear address, of `qualification`. Whether it is a user-mode one
+    /// counts for mode-based execute control too.
+    pub page: u64,
 }
 
 /// Where guest-physical memory lies.
@@ -74,6 +81,7 @@ pub(crate) fn translate(
     ram: &mut Ram,
     address: u64,
     purpose: Purpose,
+    marks: &mut Marks,
 ) -> Result<Mapping, Exit> {
     let Some(eptp) = cpu.vmx.controls.eptp.filter(|_| cpu.vmx.non_root) else {
         return Ok(Mapping {
@@ -102,7 +110,8 @@ pub(crate) fn translate(
         guest_physical: Some(address),
         ..Exit::new(ExitReason::EPT_MISCONFIGURATION)
     };
-    let violation = |allowed: u64| {
+    // `deciding`: the entry that is not present, or the leaf, which may suppress #VE.
+    let violation = |allowed: u64, deciding: u64| {
         let mut qualification = wanted | (allowed & 7) << 3;
         if mode_based && allowed & EXECUTE_USER != 0 {
             qualification |= 1 << 6;
@@ -111,17 +120,21 @@ pub(crate) fn translate(
             qualification |= qualification::LINEAR;
             if !purpose.walk {
                 qualification |= qualification::TRANSLATED;
+                if caps & CAP_ADVANCED != 0 {
+                    qualification |= purpose.page;
+                }
             }
         }
         Exit {
             qualification,
             guest_physical: Some(address),
             linear: purpose.linear,
+            convertible: deciding & SUPPRESS_VE == 0,
             ..Exit::new(ExitReason::EPT_VIOLATION)
         }
     };
     if address >> 48 != 0 {
-        return Err(violation(0));
+        return Err(violation(0, SUPPRESS_VE));
     }
     let frame_mask = !(!0u64 << cpu.model.physical_bits) & !0xfff;
     let reserved_high = !0u64 << cpu.model.physical_bits & !(0xfff << 52);
@@ -135,7 +148,7 @@ pub(crate) fn translate(
         // What is not RAM reads as ones, which no entry may be.
         let value = ram.load::<8>(at).map_or(u64::MAX, u64::from_le_bytes);
         if value & present_bits == 0 {
-            return Err(violation(0));
+            return Err(violation(0, value));
         }
         let large = shift != 12 && value & LARGE != 0;
         let leaf = large || shift == 12;
@@ -175,7 +188,7 @@ pub(crate) fn translate(
         table = value & frame_mask;
         shift -= 9;
     };
-    let executable = if mode_based && purpose.user {
+    let executable = if mode_based && purpose.page & qualification::USER_PAGE != 0 {
         allowed & EXECUTE_USER != 0
     } else {
         allowed & EXECUTE != 0
@@ -184,17 +197,23 @@ pub(crate) fn translate(
         Access::Execute => executable,
         _ => allowed & wanted == wanted,
     };
-    if !granted {
-        return Err(violation(allowed));
-    }
     let (leaf_at, leaf) = steps[used - 1];
+    if !granted {
+        return Err(violation(allowed, leaf));
+    }
     let writes = wanted & WRITE != 0;
-    if flags && !purpose.peek {
+    if flags && marks.flags {
         for &(at, value) in &steps[..used] {
             let bits = ACCESSED | if writes && at == leaf_at { DIRTY } else { 0 };
-            if value & bits != bits {
+            let changed = bits & !value;
+            if changed != 0 {
+                // The first change asks for all: the index moves with the last.
+                marks.make_room()?;
                 // Read from RAM before, so that this cannot fail.
                 let _ = ram.write(at, &(value | bits).to_le_bytes());
+            }
+            if changed & DIRTY != 0 {
+                marks.dirtied(ram, address);
             }
         }
     }

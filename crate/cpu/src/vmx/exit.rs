@@ -2,6 +2,8 @@
 
 use hypernest_vmcs::{ExitReason, Field, entry, exit as controls, pin, proc1, proc2};
 
+use super::abort;
+use super::pml::Marks;
 use crate::exec::msr;
 use crate::flags::bit;
 use crate::mem::Ctx;
@@ -9,6 +11,7 @@ use crate::save::DR7_FIXED;
 use crate::state::{Activity, SegmentState};
 use crate::trap::{Exec, Trap};
 use crate::vcpu::{Seg, Vcpu, cr, reg, rights};
+use crate::watch;
 
 /// What is recorded of a VM exit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub(crate) struct Exit {
     pub linear: Option<u64>,
     /// RIP after the instruction that exits, where that tells its length.
     pub next_rip: Option<u64>,
+    /// An EPT violation that may become a virtualization exception.
+    pub convertible: bool,
     /// The processor has advanced past the instruction: no event was being delivered, and pending
     /// debug traps are kept.
     pub trap_like: bool,
@@ -50,7 +55,13 @@ impl Exit {
 /// Bit 31 of an exit reason: the VM entry failed.
 const ENTRY_FAILURE: u64 = 1 << 31;
 /// Valid bit of interruption-information fields.
-pub(super) const VALID: u32 = 1 << 31;
+pub(crate) const VALID: u32 = 1 << 31;
+/// The type in interruption-information fields, and that of hardware exceptions.
+const KIND: u32 = 7 << 8;
+const HARDWARE_EXCEPTION: u32 = 3 << 8;
+const DOUBLE_FAULT: u8 = 8;
+/// In interruption information and exit qualifications: IRET had unblocked NMIs.
+pub(super) const NMI_UNBLOCKED: u32 = 1 << 12;
 /// Error-code-valid bit of interruption-information fields.
 pub(super) const HAS_ERROR: u32 = 1 << 11;
 
@@ -69,22 +80,53 @@ pub(crate) fn leave(cpu: &mut Vcpu, exit: Exit) -> Trap {
 
 /// Performs the exit that a [`Trap::VmExit`] stands for. RIP is what the guest's will be.
 pub(crate) fn perform(x: &mut Ctx) -> Exec {
-    let exit = core::mem::take(&mut x.cpu.vmx.exit);
+    let mut exit = core::mem::take(&mut x.cpu.vmx.exit);
+    note_nmi_unblocking(x.cpu, &mut exit);
     record(x, &exit);
+    watch::exited(x, &exit);
     save_guest(x, &exit);
     if store_msrs(x).is_none() {
-        return Err(Trap::Unimplemented("VMX abort while storing MSRs"));
+        return Err(abort::abort(x, abort::STORING_MSRS));
     }
     load_host(x)
 }
 
 /// A VM entry that failed after the checks of controls and host state: reason and qualification
 /// are recorded, host state is loaded, the guest state of the VMCS stays.
-pub(super) fn entry_failed(x: &mut Ctx, reason: ExitReason, qualification: u64) -> Exec {
+pub(super) fn entry_failed(
+    x: &mut Ctx,
+    resume: bool,
+    reason: ExitReason,
+    qualification: u64,
+) -> Exec {
+    let answer = watch::Answer::Exit {
+        reason,
+        qualification,
+    };
+    watch::entry_failed(x, resume, answer);
     let vmcs = &mut x.cpu.vmx.vmcs;
     vmcs.set(Field::VM_EXIT_REASON, u64::from(reason.0) | ENTRY_FAILURE);
     vmcs.set(Field::EXIT_QUALIFICATION, qualification);
     load_host(x)
+}
+
+/// Notes the NMI unblocking of an IRET that could not complete, where the exit tells (Vol. 3C,
+/// "Information About NMI Unblocking Due to IRET").
+fn note_nmi_unblocking(cpu: &mut Vcpu, exit: &mut Exit) {
+    if !core::mem::take(&mut cpu.vmx.iret_unblocked_nmis) || cpu.vmx.vectoring.is_some() {
+        return;
+    }
+    match ExitReason(exit.reason) {
+        ExitReason::EPT_VIOLATION | ExitReason::PML_FULL => {
+            exit.qualification |= u64::from(NMI_UNBLOCKED);
+        }
+        ExitReason::EXCEPTION_OR_NMI
+            if exit.event & KIND == HARDWARE_EXCEPTION && exit.event as u8 != DOUBLE_FAULT =>
+        {
+            exit.event |= NMI_UNBLOCKED;
+        }
+        _ => {}
+    }
 }
 
 fn record(x: &mut Ctx, exit: &Exit) {
@@ -163,7 +205,7 @@ fn save_guest(x: &mut Ctx, exit: &Exit) {
     let activity = match cpu.activity {
         Activity::Active => 0,
         Activity::Halted => 1,
-        Activity::Shutdown => 2,
+        Activity::Shutdown | Activity::VmxAbort => 2,
         Activity::WaitForSipi => 3,
     };
     // Debug traps wait only where the exit came between their cause and their delivery.
@@ -259,6 +301,7 @@ fn store_msrs(x: &mut Ctx) -> Option<()> {
     }
     // The TSC is stored as the host has it.
     x.cpu.vmx.controls.tsc_offset = 0;
+    x.cpu.vmx.controls.tsc_multiplier = None;
     for n in 0..count {
         let at = list.wrapping_add(16 * n);
         let mut head = [0; 8];
@@ -288,8 +331,10 @@ pub(super) fn load_msrs(x: &mut Ctx, list: u64, count: u64) -> Result<(), u64> {
         x.load_physical(at, &mut entry);
         let entry = u128::from_le_bytes(entry);
         let (number, reserved, value) = (entry as u32, (entry >> 32) as u32, (entry >> 64) as u64);
-        // Not the bases of FS and GS, an APIC's in x2APIC mode, nor those of system management.
-        let refused = matches!(number, 0xc000_0100 | 0xc000_0101 | 0x9b) || number >> 8 == 8;
+        // Not the bases of FS and GS, an APIC's in x2APIC mode, those of microcode (79H, 8BH), nor
+        // those of system management.
+        let refused =
+            matches!(number, 0xc000_0100 | 0xc000_0101 | 0x79 | 0x8b | 0x9b) || number >> 8 == 8;
         if reserved != 0 || refused || msr::write(x, number, value).is_err() {
             return Err(n + 1);
         }
@@ -301,6 +346,9 @@ fn load_host(x: &mut Ctx) -> Exec {
     let was_long = x.cpu.vmx.vmcs.get(Field::VM_EXIT_CONTROLS) as u32;
     let long = was_long & controls::HOST_ADDRESS_SPACE_SIZE != 0;
     let exit_controls = was_long;
+    if !long && x.cpu.long_mode() {
+        return Err(abort::abort(x, abort::IA_32E_MODE));
+    }
     let cpu = &mut *x.cpu;
     let vmcs = &cpu.vmx.vmcs;
     let word = |field| vmcs.get(field);
@@ -390,6 +438,7 @@ fn load_host(x: &mut Ctx) -> Exec {
     vmx.apic_write = None;
     vmx.threshold_due = false;
     vmx.virtual_interrupt = false;
+    vmx.pause_loop = None;
     let keep = vmx.controls.vpid != 0;
     vmx.controls = super::Controls::default();
     let pcid = cpu.current_pcid();
@@ -398,13 +447,13 @@ fn load_host(x: &mut Ctx) -> Exec {
     cpu.touched_outside();
     let pae = cpu.uses_pdptes();
     if pae {
-        match crate::paging::load_pdptes(x.cpu, x.ram, x.cpu.cr3) {
+        match crate::paging::load_pdptes(x.cpu, x.ram, x.cpu.cr3, &mut Marks::none()) {
             Ok(pdptes) => x.cpu.pdpte = pdptes,
-            Err(_) => return Err(Trap::Unimplemented("VMX abort: page-directory pointers")),
+            Err(_) => return Err(abort::abort(x, abort::HOST_PDPTES)),
         }
     }
     if load_msrs(x, list, count).is_err() {
-        return Err(Trap::Unimplemented("VMX abort while loading MSRs"));
+        return Err(abort::abort(x, abort::LOADING_MSRS));
     }
     x.cpu.refresh();
     Ok(())

@@ -1,13 +1,18 @@
 //! What of VMX this processor does: the source of every capability that a machine advertises.
 
-use hypernest_vmcs::{Caps, Implemented, Layout, entry, exit, pin, proc1, proc2, proc3};
+use alloc::vec::Vec;
+use core::fmt;
+
+use hypernest_vmcs::{
+    Caps, Implemented, Layout, Missing, entry, exit, pin, proc1, proc2, proc3, vmfunc,
+};
 
 use super::VmxProfile;
 use crate::model::Model;
 use crate::vcpu::cr;
 
 /// Memory types UC (0) and WB (6) as bits 8 and 14, four levels, 2 MiB and 1 GiB pages, execute-only,
-/// accessed and dirty flags, INVEPT and INVVPID of all types.
+/// accessed and dirty flags, advanced information about EPT violations, INVEPT and INVVPID of all types.
 const EPT_VPID: u64 = 1
     | 1 << 6
     | 1 << 8
@@ -16,6 +21,7 @@ const EPT_VPID: u64 = 1
     | 1 << 17
     | 1 << 20
     | 1 << 21
+    | 1 << 22
     | 1 << 25
     | 1 << 26
     | 1 << 32
@@ -69,7 +75,13 @@ fn implemented(model: &Model) -> Implemented {
             | proc2::VIRTUAL_INTERRUPT_DELIVERY
             | proc2::RDRAND_EXITING
             | proc2::ENABLE_INVPCID
+            | proc2::PAUSE_LOOP_EXITING
+            | proc2::ENABLE_VM_FUNCTIONS
+            | proc2::VMCS_SHADOWING
             | proc2::RDSEED_EXITING
+            | proc2::ENABLE_PML
+            | proc2::EPT_VIOLATION_VE
+            | proc2::USE_TSC_SCALING
             | proc2::ENABLE_XSAVES_XRSTORS
             | proc2::MODE_BASED_EXECUTE_CONTROL_FOR_EPT,
         proc3: proc3::IPI_VIRTUALIZATION,
@@ -85,12 +97,32 @@ fn implemented(model: &Model) -> Implemented {
             | entry::IA_32E_MODE_GUEST
             | entry::LOAD_IA32_PAT
             | entry::LOAD_IA32_EFER,
+        vmfunc: vmfunc::EPTP_SWITCHING,
         basic: BASIC,
         misc: MISC,
         ept_vpid: EPT_VPID,
         cr0_fixed1: 0xffff_ffff,
         cr4_fixed1: model.cr4_bits() | cr::CR4_VMXE,
         ..Implemented::default()
+    }
+}
+
+/// Capabilities are asked for that the processor does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct VmxRefused(
+    /// Each of them, sorted; at least one.
+    pub Vec<Missing>,
+);
+
+/// One line with all of them.
+impl fmt::Display for VmxRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the VMX profile asks for what is not implemented: ")?;
+        for (index, missing) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}{missing}")?;
+        }
+        Ok(())
     }
 }
 
@@ -114,5 +146,23 @@ impl VmxProfile {
     /// What KVM offers its guests, as far as the processor does it, in KVM's VMCS layout.
     pub fn kvm(model: &Model) -> VmxProfile {
         VmxProfile::new(Caps::kvm(&implemented(model)), Layout::kvm().clone())
+    }
+
+    /// These capabilities and no more: in KVM's VMCS layout if they name its revision, else in our own. Of
+    /// IA32_VMX_BASIC, revision and region size become those of the layout; IA32_VMX_VMCS_ENUM is made to fit.
+    ///
+    /// # Errors
+    /// Where they promise something that the processor does not do.
+    pub fn of(caps: &Caps, model: &Model) -> Result<VmxProfile, VmxRefused> {
+        let layout = match caps.revision() == Layout::kvm().revision() {
+            true => Layout::kvm(),
+            false => Layout::hypernest(),
+        };
+        let missing = caps.missing(&Caps::max(&implemented(model), layout));
+        if !missing.is_empty() {
+            return Err(VmxRefused(missing));
+        }
+        let caps = caps.advertising(layout).restricted_to(layout);
+        Ok(VmxProfile::new(caps, layout.clone()))
     }
 }

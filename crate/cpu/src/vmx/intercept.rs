@@ -7,6 +7,7 @@ use hypernest_vmcs::{ExitReason, Field, proc1, proc2};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::exit::{Exit, leave};
+use super::{pause, shadow};
 use crate::exec::control::linear_operand;
 use crate::mem::Ctx;
 use crate::trap::{Exec, UD};
@@ -33,7 +34,7 @@ pub(crate) fn check(x: &mut Ctx, i: &Instruction) -> Exec {
         }
         M::Mwait if kernel && on(proc1::MWAIT_EXITING) => Some(ExitReason::MWAIT),
         M::Monitor if kernel && on(proc1::MONITOR_EXITING) => Some(ExitReason::MONITOR),
-        M::Pause if on(proc1::PAUSE_EXITING) => Some(ExitReason::PAUSE),
+        M::Pause if pause::exits(x) => Some(ExitReason::PAUSE),
         M::Invlpg if kernel && on(proc1::INVLPG_EXITING) => {
             let exit = Exit {
                 qualification: linear_operand(x, i),
@@ -137,6 +138,16 @@ fn vmx_instruction(x: &mut Ctx, i: &Instruction) -> Exec {
         M::Invvpid => (ExitReason::INVVPID, Some(Info::Register2)),
         _ => return Ok(()),
     };
+    let field = match info {
+        Some(Info::Read) => Some(x.cpu.reg(i.op1_register())),
+        Some(Info::Write) => Some(x.cpu.reg(i.op0_register())),
+        _ => None,
+    };
+    if let Some(encoding) = field
+        && shadow::permits(x, i, encoding)
+    {
+        return Ok(());
+    }
     if reason != ExitReason::VMCALL {
         let compatibility = x.cpu.long_mode() && !x.cpu.is_64();
         if x.cpu.uses_paragraphs() || compatibility {
@@ -268,7 +279,7 @@ fn random(x: &mut Ctx, i: &Instruction, reason: ExitReason) -> crate::trap::Trap
 // ---- MSRs and ports ----
 
 /// A byte of a bitmap page; what is not RAM reads as ones.
-fn bitmap_byte(x: &mut Ctx, page: u64, at: u64) -> u8 {
+pub(super) fn bitmap_byte(x: &mut Ctx, page: u64, at: u64) -> u8 {
     let mut byte = [0xff];
     x.load_physical((page & !0xfff) + at, &mut byte);
     byte[0]

@@ -1,7 +1,8 @@
 //! VMCS regions in guest memory: the border between bytes and fields.
 
-use hypernest_vmcs::Vmcs;
+use hypernest_vmcs::{Vmcs, proc2};
 
+use super::abort;
 use crate::mem::Ctx;
 
 /// Bit 31 of a region's first word: a shadow VMCS.
@@ -21,7 +22,7 @@ pub(super) fn load(x: &mut Ctx, address: u64) -> bool {
         return false;
     };
     let word = revision(x, address);
-    let shadows = false;
+    let shadows = profile.caps.allows_proc2(proc2::VMCS_SHADOWING);
     if word & !SHADOW != profile.layout.revision() || word & SHADOW != 0 && !shadows {
         return false;
     }
@@ -46,6 +47,10 @@ pub(super) fn flush(x: &mut Ctx) {
     let size = profile.layout.size().min(4096);
     let mut bytes = [0; 4096];
     x.load_physical(address, &mut bytes[..size]);
+    // The indicator is the hypervisor's, but for a VMX abort.
+    if let Some(indicator) = bytes[abort::INDICATOR..].first_chunk() {
+        x.cpu.vmx.vmcs.abort = u32::from_le_bytes(*indicator);
+    }
     if profile
         .layout
         .write(&x.cpu.vmx.vmcs, &mut bytes[..size])
@@ -64,7 +69,7 @@ pub(super) fn clear(x: &mut Ctx, address: u64) {
     if revision(x, address) & !SHADOW == profile.layout.revision()
         && let Some(launch) = profile.layout.launch_state()
     {
-        let at = address + u64::from(launch.offset);
+        let at = address.wrapping_add(u64::from(launch.offset));
         let clear = launch.clear.to_le_bytes();
         x.store_physical(at, &clear[..usize::from(launch.width)]);
     }

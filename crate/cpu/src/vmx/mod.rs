@@ -3,29 +3,67 @@
 //! The current VMCS is held as values by field; bytes in guest memory are read by VMPTRLD and
 //! written when it stops being current. Its controls are taken apart once per VM entry.
 
+mod abort;
 pub(crate) mod apic;
 mod checks;
 pub(crate) mod entry;
 pub(crate) mod ept;
 pub(crate) mod exit;
+pub(crate) mod function;
 mod implemented;
 pub(crate) mod intercept;
 mod memory;
 pub(crate) mod operation;
+mod pause;
+pub(crate) mod pml;
+mod shadow;
+pub(crate) mod ve;
 pub(crate) mod virtual_interrupt;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use hypernest_vmcs::checks::EntryCheck;
 use hypernest_vmcs::{
-    Caps, Field, FieldSet, Layout, Vmcs, exit as exit_controls, pin, proc1, proc2, proc3,
+    Caps, DumpError, Field, FieldSet, Layout, Vmcs, exit as exit_controls, pin, proc1, proc2, proc3,
 };
 
+use iced_x86::{Instruction, Mnemonic};
 use serde::{Deserialize, Serialize};
 
+pub use abort::vmx_abort_cause;
+pub use implemented::VmxRefused;
+
+use crate::mem::Ctx;
 use crate::model::Model;
-use crate::state::VmxState;
+use crate::state::{PauseLoop, VmxState};
+use crate::trap::{Exec, UD};
+use crate::watch;
+
+/// Executes a VMX instruction.
+pub(crate) fn instruction(x: &mut Ctx, i: &Instruction) -> Exec {
+    use Mnemonic::*;
+    watch::instruction(x, i.ip());
+    let name = match i.mnemonic() {
+        Vmlaunch => return entry::vm_entry(x, false),
+        Vmresume => return entry::vm_entry(x, true),
+        Vmxon => operation::vmxon(x, i).map(|()| "VMXON"),
+        Vmxoff => operation::vmxoff(x).map(|()| "VMXOFF"),
+        Vmclear => operation::vmclear(x, i).map(|()| "VMCLEAR"),
+        Vmptrld => operation::vmptrld(x, i).map(|()| "VMPTRLD"),
+        Vmptrst => operation::vmptrst(x, i).map(|()| "VMPTRST"),
+        Vmread => operation::vmread(x, i).map(|()| "VMREAD"),
+        Vmwrite => operation::vmwrite(x, i).map(|()| "VMWRITE"),
+        Vmcall => operation::vmcall(x).map(|()| "VMCALL"),
+        Vmfunc => function::vmfunc(x, i.len() as u32).map(|()| "VMFUNC"),
+        Invept => operation::invalidate(x, i, true).map(|()| "INVEPT"),
+        Invvpid => operation::invalidate(x, i, false).map(|()| "INVVPID"),
+        _ => return Err(UD),
+    }?;
+    watch::instruction_done(x, name);
+    Ok(())
+}
 
 /// What a machine's VMX offers: capability MSRs, and the layout of a VMCS in guest memory.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,7 +77,7 @@ pub struct VmxProfile {
 }
 
 /// Which VMX a machine has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmxChoice {
     /// None: CPUID does not list it.
     #[default]
@@ -48,16 +86,32 @@ pub enum VmxChoice {
     Kvm,
     /// All that there is: [`VmxProfile::max`].
     Max,
+    /// What these capability MSRs say, by number: [`VmxProfile::of`].
+    Msrs(Vec<(u32, u64)>),
 }
 
 impl VmxChoice {
+    /// What the text of a dump of capability MSRs says; [`Caps::from_dump`] has its form.
+    ///
+    /// # Errors
+    /// Where the text is no such dump. What it asks for is not looked at.
+    pub fn from_dump(text: &str) -> Result<VmxChoice, DumpError> {
+        let caps = Caps::from_dump(text)?;
+        Ok(VmxChoice::Msrs(caps.msrs().collect()))
+    }
+
     /// The profile on a CPU model.
-    pub fn profile(self, model: &Model) -> Option<Arc<VmxProfile>> {
-        match self {
-            VmxChoice::None => None,
-            VmxChoice::Kvm => Some(Arc::new(VmxProfile::kvm(model))),
-            VmxChoice::Max => Some(Arc::new(VmxProfile::max(model))),
-        }
+    ///
+    /// # Errors
+    /// Where the processor does not do all that the MSRs promise.
+    pub fn profile(&self, model: &Model) -> Result<Option<Arc<VmxProfile>>, VmxRefused> {
+        let profile = match self {
+            VmxChoice::None => return Ok(None),
+            VmxChoice::Kvm => VmxProfile::kvm(model),
+            VmxChoice::Max => VmxProfile::max(model),
+            VmxChoice::Msrs(msrs) => VmxProfile::of(&Caps::from_msrs(msrs), model)?,
+        };
+        Ok(Some(Arc::new(profile)))
     }
 }
 
@@ -103,6 +157,10 @@ pub(crate) struct Vmx {
     /// A notification of posted interrupts was taken or sent: others may have something to take before
     /// the next instruction.
     pub notified: bool,
+    /// The loop that the guest's last PAUSE was in.
+    pub pause_loop: Option<PauseLoop>,
+    /// The IRET at hand has unblocked NMIs, as its VM exit must tell.
+    pub iret_unblocked_nmis: bool,
 }
 
 /// Bits of a page's physical address: those that any processor has.
@@ -121,6 +179,8 @@ pub(crate) struct Controls {
     pub exceptions: u32,
     /// What to add to the TSC.
     pub tsc_offset: u64,
+    /// What to multiply the TSC with before, 48 bits of it behind the point.
+    pub tsc_multiplier: Option<u64>,
     /// EPT pointer, where EPT is enabled.
     pub eptp: Option<u64>,
     /// VPID; zero where not enabled.
@@ -141,6 +201,7 @@ impl Controls {
             0
         };
         let has = |bit| proc2_controls & bit != 0;
+        let offsets = proc1_controls & proc1::USE_TSC_OFFSETTING != 0;
         Controls {
             pin: word(Field::PIN_BASED_VM_EXEC_CONTROL),
             proc1: proc1_controls,
@@ -152,11 +213,13 @@ impl Controls {
             },
             exit: word(Field::VM_EXIT_CONTROLS),
             exceptions: word(Field::EXCEPTION_BITMAP),
-            tsc_offset: if proc1_controls & proc1::USE_TSC_OFFSETTING != 0 {
+            tsc_offset: if offsets {
                 vmcs.get(Field::TSC_OFFSET)
             } else {
                 0
             },
+            tsc_multiplier: (offsets && has(proc2::USE_TSC_SCALING))
+                .then(|| vmcs.get(Field::TSC_MULTIPLIER)),
             eptp: has(proc2::ENABLE_EPT).then(|| vmcs.get(Field::EPT_POINTER)),
             vpid: if has(proc2::ENABLE_VPID) {
                 vmcs.get(Field::VIRTUAL_PROCESSOR_ID) as u16
@@ -168,6 +231,16 @@ impl Controls {
             apic_access: has(proc2::VIRTUALIZE_APIC_ACCESSES)
                 .then(|| vmcs.get(Field::APIC_ACCESS_ADDR) & PAGE),
         }
+    }
+
+    /// The TSC as a guest with these controls sees it (Vol. 3C, "Time-Stamp Counter Offsetting and
+    /// Scaling").
+    pub fn guest_tsc(&self, tsc: u64) -> u64 {
+        let scaled = match self.tsc_multiplier {
+            Some(multiplier) => ((u128::from(tsc) * u128::from(multiplier)) >> 48) as u64,
+            None => tsc,
+        };
+        scaled.wrapping_add(self.tsc_offset)
     }
 
     pub fn pin(&self, bit: u32) -> bool {
@@ -221,6 +294,8 @@ impl Vmx {
             threshold_due: false,
             virtual_interrupt: false,
             notified: false,
+            pause_loop: None,
+            iret_unblocked_nmis: false,
         }
     }
 
@@ -237,7 +312,7 @@ impl Vmx {
                 .filter(|(_, value)| *value != 0)
                 .collect(),
             launched: current && self.vmcs.launched,
-            abort: if current { self.vmcs.abort } else { 0 },
+            shadow: current && self.vmcs.shadow,
             inject: self.inject,
             mtf_pending: self.mtf_pending,
             virtual_nmi_blocking: self.virtual_nmi_blocking,
@@ -245,6 +320,7 @@ impl Vmx {
             apic_write: self.apic_write.map(|written| written.offset),
             threshold_due: self.threshold_due,
             virtual_interrupt: self.virtual_interrupt,
+            pause_loop: self.pause_loop,
         }
     }
 
@@ -261,7 +337,7 @@ impl Vmx {
             }
         }
         self.vmcs.launched = state.launched;
-        self.vmcs.abort = state.abort;
+        self.vmcs.shadow = state.shadow;
         self.inject = state.inject;
         self.mtf_pending = state.mtf_pending;
         self.virtual_nmi_blocking = state.virtual_nmi_blocking;
@@ -272,6 +348,7 @@ impl Vmx {
             .map(|offset| apic::Written { offset, size: 4 });
         self.threshold_due = state.threshold_due;
         self.virtual_interrupt = state.virtual_interrupt;
+        self.pause_loop = state.pause_loop;
         if self.non_root {
             self.controls = Controls::new(&self.vmcs);
         }

@@ -3,12 +3,13 @@
 use hypernest_vmcs::{Field, Kind};
 use iced_x86::{Instruction, OpKind};
 
-use super::memory;
+use super::{memory, shadow};
 use crate::flags::bit;
 use crate::mem::Ctx;
 use crate::paging::Access;
 use crate::trap::{Exec, GP0, UD};
 use crate::vcpu::cr;
+use crate::watch;
 
 /// VM-instruction error numbers (Vol. 3C, "VM Instruction Error Numbers").
 pub(super) mod error {
@@ -76,7 +77,9 @@ fn need_mode(x: &Ctx) -> Exec {
 /// The 64-bit memory operand that holds a physical address.
 fn pointer(x: &mut Ctx, i: &Instruction) -> Exec<u64> {
     let linear = x.memory(i, 8, Access::Read)?;
-    x.load::<8>(linear).map(u64::from_le_bytes)
+    let pointer = x.load::<8>(linear).map(u64::from_le_bytes)?;
+    watch::operand(x, pointer);
+    Ok(pointer)
 }
 
 /// A page-aligned physical address within the processor's width.
@@ -190,19 +193,53 @@ fn operand_size(x: &Ctx) -> usize {
     if x.cpu.is_64() { 8 } else { 4 }
 }
 
+/// The VMCS that VMREAD and VMWRITE reach.
+#[derive(Clone, Copy)]
+enum Reached {
+    Current,
+    /// In a guest: the one at this address.
+    Shadow(u64),
+}
+
+impl Reached {
+    /// `None` where there is none.
+    fn now(x: &Ctx) -> Option<Reached> {
+        if x.cpu.vmx.non_root {
+            shadow::region(x).map(Reached::Shadow)
+        } else {
+            x.cpu.vmx.current.map(|_| Reached::Current)
+        }
+    }
+
+    fn get(self, x: &mut Ctx, field: Field) -> u64 {
+        match self {
+            Reached::Current => x.cpu.vmx.vmcs.get(field),
+            Reached::Shadow(region) => shadow::read(x, region, field),
+        }
+    }
+
+    fn set(self, x: &mut Ctx, field: Field, value: u64) {
+        match self {
+            Reached::Current => x.cpu.vmx.vmcs.set(field, value),
+            Reached::Shadow(region) => shadow::write(x, region, field, value),
+        }
+    }
+}
+
 /// VMREAD.
 pub(crate) fn vmread(x: &mut Ctx, i: &Instruction) -> Exec {
     enter(x)?;
     let encoding = x.cpu.reg(i.op1_register());
-    if x.cpu.vmx.current.is_none() {
+    watch::operand(x, encoding);
+    let Some(vmcs) = Reached::now(x) else {
         fail_invalid(x);
         return Ok(());
-    }
+    };
     let Some((field, high)) = field(x, encoding) else {
         fail(x, error::UNSUPPORTED_FIELD);
         return Ok(());
     };
-    let mut value = x.cpu.vmx.vmcs.get(field);
+    let mut value = vmcs.get(x, field);
     if high {
         value >>= 32;
     }
@@ -210,6 +247,7 @@ pub(crate) fn vmread(x: &mut Ctx, i: &Instruction) -> Exec {
     if size == 4 {
         value &= 0xffff_ffff;
     }
+    watch::value(x, value);
     if i.op0_kind() == OpKind::Register {
         x.cpu.set_reg(i.op0_register(), value);
     } else {
@@ -223,10 +261,10 @@ pub(crate) fn vmread(x: &mut Ctx, i: &Instruction) -> Exec {
 /// VMWRITE.
 pub(crate) fn vmwrite(x: &mut Ctx, i: &Instruction) -> Exec {
     enter(x)?;
-    if x.cpu.vmx.current.is_none() {
+    let Some(vmcs) = Reached::now(x) else {
         fail_invalid(x);
         return Ok(());
-    }
+    };
     let size = operand_size(x);
     let mut value = if i.op1_kind() == OpKind::Register {
         x.cpu.reg(i.op1_register())
@@ -238,6 +276,8 @@ pub(crate) fn vmwrite(x: &mut Ctx, i: &Instruction) -> Exec {
         value &= 0xffff_ffff;
     }
     let encoding = x.cpu.reg(i.op0_register());
+    watch::operand(x, encoding);
+    watch::value(x, value);
     let Some((field, high)) = field(x, encoding) else {
         fail(x, error::UNSUPPORTED_FIELD);
         return Ok(());
@@ -251,15 +291,14 @@ pub(crate) fn vmwrite(x: &mut Ctx, i: &Instruction) -> Exec {
         fail(x, error::READ_ONLY_FIELD);
         return Ok(());
     }
-    let vmcs = &mut x.cpu.vmx.vmcs;
     if high {
-        let low = vmcs.get(field) & 0xffff_ffff;
-        vmcs.set(field, low | value << 32);
+        let low = vmcs.get(x, field) & 0xffff_ffff;
+        vmcs.set(x, field, low | value << 32);
     } else if size == 4 && field.width() == hypernest_vmcs::Width::Bits64 {
-        let upper = vmcs.get(field) & !0xffff_ffff;
-        vmcs.set(field, upper | value);
+        let upper = vmcs.get(x, field) & !0xffff_ffff;
+        vmcs.set(x, field, upper | value);
     } else {
-        vmcs.set(field, value);
+        vmcs.set(x, field, value);
     }
     succeed(x);
     Ok(())
@@ -288,6 +327,7 @@ pub(crate) fn invalidate(x: &mut Ctx, i: &Instruction, ept: bool) -> Exec {
     } else {
         kind & 0xffff_ffff
     };
+    watch::operand(x, kind);
     let linear = x.memory(i, 16, Access::Read)?;
     let low = x.load::<8>(linear).map(u64::from_le_bytes)?;
     let high = x

@@ -84,7 +84,7 @@ impl L1 {
     /// A hypervisor ready to start its guest; memory may still be changed.
     pub fn new(setup: &Setup) -> L1 {
         let model = <&Model>::default();
-        let profile = setup.choice.profile(model).unwrap();
+        let profile = setup.choice.profile(model).unwrap().unwrap();
         let config = ProcessorConfig {
             vmx: Some(profile.clone()),
             ..ProcessorConfig::default()
@@ -199,6 +199,26 @@ impl L1 {
 
     /// Lets L1 execute `emit`, then go on with its guest up to the next exit.
     pub fn resume_after(&mut self, emit: Emit) {
+        self.plan(emit);
+        self.run();
+    }
+
+    /// The guest goes on up to the instruction at `rip`; whether it gets there.
+    pub fn resume_to(&mut self, rip: u64) -> bool {
+        self.plan(&|_| Ok(()));
+        let end = self.processor.now() + PATIENCE;
+        while self.processor.now() < end {
+            let until = self.processor.now() + 1;
+            self.processor.run(&mut self.ram, &mut Nothing, until);
+            if self.state().rip == rip {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What L1 does next, and the entry after it.
+    fn plan(&mut self, emit: Emit) {
         assert_eq!(self.stop, None, "{:#x?}", self.state());
         let writes = std::mem::take(&mut self.writes);
         let code = assemble(ACTION, &|a| {
@@ -221,7 +241,6 @@ impl L1 {
         });
         self.ram.write(ACTION, &code).unwrap();
         self.put(NEXT, ACTION);
-        self.run();
     }
 
     pub fn resume(&mut self) {

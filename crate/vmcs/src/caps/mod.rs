@@ -107,6 +107,23 @@ impl Caps {
         self.slot(msr).copied().filter(|_| exists)
     }
 
+    /// Every MSR that exists, by number, with its value.
+    pub fn msrs(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        (FIRST_MSR..=LAST_MSR).filter_map(|msr| Some((msr, self.get(msr)?)))
+    }
+
+    /// Capabilities with these values: what [`Caps::msrs`] told. Numbers of other MSRs are skipped.
+    #[must_use]
+    pub fn from_msrs(msrs: &[(u32, u64)]) -> Self {
+        let mut caps = Self::default();
+        for &(msr, value) in msrs {
+            if let Some(slot) = caps.slot_mut(msr) {
+                *slot = value;
+            }
+        }
+        caps
+    }
+
     /// The stored value of an MSR, whether it exists or not.
     fn slot(&self, msr: u32) -> Option<&u64> {
         Some(match msr {
@@ -392,6 +409,16 @@ mod tests {
         caps.basic &= !BASIC_TRUE_CONTROLS;
         assert_eq!(caps.proc1_allowed0(), proc1::DEFAULT1);
         assert_eq!(caps.get(0x48E), None);
+    }
+
+    #[test]
+    fn capabilities_are_their_msrs() {
+        let caps = caps(proc1::ACTIVATE_SECONDARY_CONTROLS, proc2::ENABLE_VPID);
+        let msrs: alloc::vec::Vec<_> = caps.msrs().collect();
+        assert_eq!(msrs.len(), 17);
+        let same = Caps::from_msrs(&msrs);
+        assert!(same.msrs().eq(msrs.iter().copied()));
+        assert_eq!(Caps::from_msrs(&[(0x479, 1), (0x494, 1)]), Caps::default());
     }
 
     #[test]

@@ -7,6 +7,12 @@ use super::{CHECK_ROWS, EntryCheck, EntryCtx, Failure};
 
 /// The row's id, its condition in words, where the SDM states it, and the values that it read.
 pub fn explain(check: &EntryCheck, entry: &EntryCtx) -> String {
+    explain_values(check, |n| entry.vmcs.get(check.fields[n]))
+}
+
+/// As [`explain`], with the value of `check.fields[n]` from `value(n)`: for whoever kept the values and
+/// no longer has the VMCS.
+pub fn explain_values(check: &EntryCheck, value: impl Fn(usize) -> u64) -> String {
     let mut text = String::from(check.id);
     if let Some(row) = CHECK_ROWS.iter().find(|row| row.id == check.id) {
         text += &format!(" {}", row.condition);
@@ -15,10 +21,10 @@ pub fn explain(check: &EntryCheck, entry: &EntryCtx) -> String {
         }
     }
     text += &format!(": {}. {}.", outcome(check.failure), check.cite);
-    for field in check.fields {
+    for (n, field) in check.fields.iter().enumerate() {
         text.push(' ');
         text.extend(field.short_name().chars().map(|c| c.to_ascii_uppercase()));
-        text += &format!("={:#x}", entry.vmcs.get(*field));
+        text += &format!("={:#x}", value(n));
     }
     text
 }

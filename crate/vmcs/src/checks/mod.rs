@@ -47,7 +47,7 @@ mod words;
 use crate::{Caps, Control, Field, Vmcs, entry, exit, exit2, pin, proc1, proc2, proc3};
 use words::*;
 
-pub use explain::explain;
+pub use explain::{explain, explain_values};
 pub use rows::{CHECK_ROWS, CheckRow, Stage};
 
 /// What a VM entry looks at.

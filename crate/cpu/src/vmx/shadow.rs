@@ -1,0 +1,56 @@
+//! VMCS shadowing (Vol. 3C, "VMCS Types: Ordinary and Shadow", "VMREAD", "VMWRITE"): fields that a
+//! guest reads and writes in the VMCS that the link pointer names.
+
+use hypernest_vmcs::{Field, Layout, Slot, proc2};
+use iced_x86::{Instruction, Mnemonic};
+
+use super::intercept::bitmap_byte;
+use crate::mem::Ctx;
+
+/// Whether the guest's VMREAD or VMWRITE of the field with this encoding goes to its shadow VMCS.
+pub(super) fn permits(x: &mut Ctx, i: &Instruction, encoding: u64) -> bool {
+    if !x.cpu.vmx.controls.proc2(proc2::VMCS_SHADOWING) || encoding > 0x7fff {
+        return false;
+    }
+    let bitmap = if i.mnemonic() == Mnemonic::Vmread {
+        Field::VMREAD_BITMAP
+    } else {
+        Field::VMWRITE_BITMAP
+    };
+    let page = x.cpu.vmx.vmcs.get(bitmap);
+    bitmap_byte(x, page, encoding / 8) >> (encoding & 7) & 1 == 0
+}
+
+/// The VMCS that the guest's VMREAD and VMWRITE reach. `None` where the link pointer names none.
+pub(super) fn region(x: &Ctx) -> Option<u64> {
+    let link = x.cpu.vmx.vmcs.get(Field::VMCS_LINK_POINTER);
+    (link != !0).then_some(link)
+}
+
+/// Address and width in bytes of a field in the VMCS region at `region`.
+fn place(layout: &Layout, region: u64, field: Field) -> Option<(u64, usize)> {
+    let slot: &Slot = layout.slots().iter().find(|slot| slot.field == field)?;
+    Some((
+        region.wrapping_add(u64::from(slot.offset)),
+        usize::from(slot.width),
+    ))
+}
+
+/// A field of the VMCS at `region`.
+pub(super) fn read(x: &mut Ctx, region: u64, field: Field) -> u64 {
+    let mut bytes = [0; 8];
+    let profile = x.cpu.vmx.profile.clone();
+    if let Some((at, width)) = profile.and_then(|p| place(&p.layout, region, field)) {
+        x.load_physical(at, &mut bytes[..width]);
+    }
+    u64::from_le_bytes(bytes) & field.width().mask()
+}
+
+/// Changes a field of the VMCS at `region`.
+pub(super) fn write(x: &mut Ctx, region: u64, field: Field, value: u64) {
+    let value = value & field.width().mask();
+    let profile = x.cpu.vmx.profile.clone();
+    if let Some((at, width)) = profile.and_then(|p| place(&p.layout, region, field)) {
+        x.store_physical(at, &value.to_le_bytes()[..width]);
+    }
+}

@@ -1,0 +1,197 @@
+//! Stock kernels as hypervisors: KVM's own module runs the guests of `tests/guests/l2test.c`, and a stock kernel
+//! whose KVM runs them once more.
+
+use anyhow::{Result, bail};
+
+use crate::build;
+use crate::guests::{KERNELS, Kernel};
+use crate::integration::{LinuxRun, kernels, no_images, told};
+use crate::run::Captured;
+use crate::test::Outcome;
+
+/// The guests that must report.
+const TESTS: [&str; 10] = [
+    "real_out",
+    "cpuid",
+    "vmcall",
+    "long_out",
+    "mmio",
+    "touch_cold",
+    "touch_warm",
+    "touch_populated",
+    "spin",
+    "timer",
+];
+
+/// One way to load KVM's module.
+struct Variant {
+    profile: &'static str,
+    /// Its options, joined by commas.
+    options: &'static str,
+    /// Of its parameters, how some must read once it is loaded.
+    reads: &'static [&'static str],
+}
+
+const VARIANTS: &[Variant] = &[
+    Variant {
+        profile: "max",
+        options: "",
+        reads: &[
+            "enable_apicv:Y",
+            "enable_shadow_vmcs:Y",
+            "ept:Y",
+            "eptad:Y",
+            "flexpriority:Y",
+            "nested:Y",
+            "pml:Y",
+            "unrestricted_guest:Y",
+            "vnmi:Y",
+            "vpid:Y",
+        ],
+    },
+    Variant {
+        profile: "kvm",
+        options: "",
+        reads: &[
+            "ept:Y",
+            "nested:Y",
+            "preemption_timer:Y",
+            "unrestricted_guest:Y",
+            "vpid:Y",
+        ],
+    },
+    Variant {
+        profile: "max",
+        options: "vpid=0",
+        reads: &["ept:Y", "vpid:N"],
+    },
+    Variant {
+        profile: "max",
+        options: "enable_apicv=0",
+        reads: &["ept:Y", "enable_apicv:N"],
+    },
+    // A guest in real mode runs in virtual-8086 mode.
+    Variant {
+        profile: "max",
+        options: "unrestricted_guest=0",
+        reads: &["ept:Y", "unrestricted_guest:N"],
+    },
+    Variant {
+        profile: "max",
+        options: "ept=0",
+        reads: &["ept:N", "unrestricted_guest:N", "vpid:Y"],
+    },
+];
+
+/// Every kernel runs l2test in each variant; the first one runs a stock kernel.
+pub fn quick() -> Result<Outcome> {
+    run(&KERNELS[..1])
+}
+
+/// As [`quick`], but every kernel runs itself.
+pub fn all() -> Result<Outcome> {
+    run(KERNELS)
+}
+
+fn run(nesting: &[Kernel]) -> Result<Outcome> {
+    let Some(there) = kernels() else {
+        return Ok(no_images());
+    };
+    let cli = build::cli()?;
+    let mut failures = Vec::new();
+    let mut judge = |name: &str, run: &LinuxRun, failure: &dyn Fn(&Captured) -> Option<String>| {
+        let result = run.capture(&cli)?;
+        let why = ended_badly(&result).or_else(|| failure(&result));
+        failures.extend(told(name, "all well", &result, why));
+        anyhow::Ok(())
+    };
+    for kernel in there {
+        for variant in VARIANTS {
+            let name = format!(
+                "KVM of Linux {} under --vmx {} {}",
+                kernel.series, variant.profile, variant.options
+            );
+            let words = format!("anchor.n=500 anchor.kvm_intel={}", variant.options);
+            let run = LinuxRun {
+                options: vec!["--vmx".into(), variant.profile.into()],
+                ..LinuxRun::new(kernel, &words)
+            };
+            judge(&name, &run, &|result| small_guests_failure(result, variant))?;
+        }
+        if nesting.iter().any(|other| other.series == kernel.series) {
+            let name = format!("Linux {0} in KVM of Linux {0}", kernel.series);
+            let words = nested_words(&["cryptomgr.notests", "l3.tests=abvomcxt"]);
+            judge(&name, &nested_linux(kernel, &words), &nested_linux_failure)?;
+        }
+    }
+    if !failures.is_empty() {
+        bail!("{}", failures.join("; "));
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Words for the init of [`nested_linux`]: no l2test beside it, and `words` for the kernel inside.
+pub fn nested_words(words: &[&str]) -> String {
+    format!("anchor.tests=- anchor.l2opt={}", words.join(","))
+}
+
+/// A run whose KVM boots the kernel that it is part of.
+pub fn nested_linux<'a>(kernel: &'a Kernel, words: &'a str) -> LinuxRun<'a> {
+    LinuxRun {
+        memory: "512M",
+        initramfs: kernel.nested_initramfs(),
+        options: vec!["--vmx".into(), "max".into()],
+        ..LinuxRun::new(kernel, words)
+    }
+}
+
+/// What the VMM prints before it enters the kernel inside.
+pub const INSIDE_START: &str = "L2LINUX START";
+/// What the init of the kernel inside prints.
+pub const INSIDE_MARKER: &str = "L2LINUX MARKER init";
+
+fn ended_badly(result: &Captured) -> Option<String> {
+    match result.status.map(|status| status.code()) {
+        None | Some(Some(124)) => Some("did not end in time".into()),
+        Some(Some(0)) => None,
+        Some(code) => Some(format!("ended with exit code {code:?}")),
+    }
+}
+
+fn small_guests_failure(result: &Captured, variant: &Variant) -> Option<String> {
+    let parameters = result
+        .stdout
+        .lines()
+        .find_map(|line| line.strip_prefix("kvm_intel: "))
+        .unwrap_or_default();
+    let parameters: Vec<_> = parameters.split_whitespace().collect();
+    if let Some(other) = variant.reads.iter().find(|read| !parameters.contains(read)) {
+        return Some(format!("kvm_intel does not have {other}"));
+    }
+    no_good_result(&result.stdout, "L2").or_else(|| {
+        (!result.stdout.contains("ANCHOR L2 rc=0")).then(|| "l2test reports a failure".into())
+    })
+}
+
+fn nested_linux_failure(result: &Captured) -> Option<String> {
+    let Some((_, inside)) = result.stdout.split_once(INSIDE_START) else {
+        return Some("no kernel was started inside".into());
+    };
+    if !inside.contains(INSIDE_MARKER) {
+        return Some("the kernel inside did not reach its init".into());
+    }
+    no_good_result(inside, "L3").or_else(|| {
+        let ended =
+            inside.contains("L3 DONE failures=0") && inside.contains("L2LINUX END triple fault");
+        (!ended).then(|| "the kernel inside did not end well".into())
+    })
+}
+
+/// The tests of which `text` holds no good result.
+fn no_good_result(text: &str, level: &str) -> Option<String> {
+    let missing: Vec<_> = TESTS
+        .into_iter()
+        .filter(|test| !text.contains(&format!("{level} {test} ok=1")))
+        .collect();
+    (!missing.is_empty()).then(|| format!("no good result of {}", missing.join(", ")))
+}
