@@ -154,7 +154,8 @@ pub(crate) fn write_msr(x: &mut Ctx, msr: u32, value: u64) -> Exec<bool> {
 // ---- the APIC-access page (Vol. 3C, "Virtualizing Memory-Mapped APIC Accesses") ----
 
 /// Whether accesses to the page of a physical address are virtualized or exit: nothing of it may be
-/// cached.
+/// cached. What reaches the page by a physical address alone (page tables without EPT, the regions
+/// and bitmaps of VMX) is memory like other, as the manual allows.
 pub(crate) fn is_access_page(cpu: &Vcpu, physical: u64) -> bool {
     cpu.vmx.controls.apic_access == Some(physical & !0xfff)
 }
