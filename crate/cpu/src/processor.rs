@@ -480,14 +480,20 @@ impl Processor {
             if x.cpu.leave_block {
                 x.cpu.leave_block = false;
                 link = None;
-                match service_events(x, vcpu == 0) {
-                    Ok(true) => {}
-                    Ok(false) => return Some(Pause::Look),
+                let served = service_events(x, vcpu == 0);
+                let notified = core::mem::take(&mut x.cpu.vmx.notified);
+                if notified {
+                    // Takes a tick: one that comes again at once must not hang the host.
+                    *left -= 1;
+                }
+                match served {
+                    Ok(true) if !notified => {}
+                    Ok(_) => return Some(Pause::Look),
                     Err(trap) => {
                         if let Err(trap) = take(x, trap) {
                             return Some(stop_at(trap, x.cpu.rip));
                         }
-                        if x.cpu.watch.as_ref().is_some_and(|w| w.has_caught()) {
+                        if notified || x.cpu.watch.as_ref().is_some_and(|w| w.has_caught()) {
                             return Some(Pause::Look);
                         }
                         continue;
