@@ -48,7 +48,7 @@ fn the_hypervisor_sees_every_exit_that_its_guest_provokes() {
         (55, "0"),      // XSETBV
         (30, "800040"), // OUT of a byte to an immediate port
         (30, "800048"), // IN
-        (48, "182"),    // a write, the linear address valid, of the final translation
+        (48, "582"),    // a write, the linear address valid, of the final translation
         (14, "203000"), // INVLPG
         (0, "0"),       // #UD
         (18, "0"),      // VMCALL
