@@ -20,7 +20,11 @@ fuzz_target!(|data: &[u8]| {
         image,
         raw: options & 8 != 0,
         name: "image",
-        command_line: if options & 1 != 0 { "console=ttyS0" } else { "" },
+        command_line: if options & 1 != 0 {
+            "console=ttyS0"
+        } else {
+            ""
+        },
         initrd: (options & 2 != 0).then_some(&[0xa5; 9000]),
         modules: if options & 4 != 0 { &modules } else { &[] },
         acpi: None,

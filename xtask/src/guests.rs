@@ -130,11 +130,14 @@ fn sources_hash() -> Result<String> {
     let mut hash = DefaultHasher::new();
     include_str!("guests.rs").hash(&mut hash);
     include_str!("cpio.rs").hash(&mut hash);
-    let mut sources: Vec<_> =
-        fs::read_dir(root().join("tests/guests"))?.collect::<Result<_, _>>()?;
-    sources.sort_by_key(fs::DirEntry::file_name);
+    let entries = fs::read_dir(root().join("tests/guests"))?;
+    let mut sources: Vec<_> = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
+    sources.retain(|path| path.is_file());
+    sources.sort();
     for source in sources {
-        fs::read(source.path())?.hash(&mut hash);
+        fs::read(source)?.hash(&mut hash);
     }
     Ok(format!("{:016x}\n", hash.finish()))
 }
@@ -307,20 +310,35 @@ fn hot_loop() -> Result<()> {
 
 /// What the page offers, the first one at once.
 fn manifest() -> Result<()> {
-    let guests: Vec<_> = KERNELS
-        .iter()
-        .filter(|kernel| kernel.is_made())
-        .map(|kernel| {
-            json!({
-                "name": format!("Linux {}", kernel.series),
-                "kernel": format!("{}/vmlinuz", kernel.series),
-                "initrd": "prompt.cpio",
-                "cmdline": LINUX_ARGS,
-                "memory": 256 << 20,
-                "cpus": 1,
-            })
+    let guest = |kernel: &Kernel, name: String, initrd: String, cmdline: String, vmx: &str| {
+        json!({
+            "name": name,
+            "kernel": format!("{}/vmlinuz", kernel.series),
+            "initrd": initrd,
+            "cmdline": cmdline,
+            "memory": 256 << 20,
+            "cpus": 1,
+            "vmx": vmx,
         })
-        .collect();
+    };
+    let made = || KERNELS.iter().filter(|kernel| kernel.is_made());
+    let prompts = made().map(|kernel| {
+        let name = format!("Linux {}", kernel.series);
+        guest(
+            kernel,
+            name,
+            "prompt.cpio".into(),
+            LINUX_ARGS.into(),
+            "none",
+        )
+    });
+    let hypervisors = made().map(|kernel| {
+        let name = format!("Guests of KVM in Linux {}", kernel.series);
+        let initrd = format!("{}/initramfs.cpio", kernel.series);
+        let cmdline = format!("{LINUX_ARGS} anchor.n=2000 anchor.mem=8");
+        guest(kernel, name, initrd, cmdline, "max")
+    });
+    let guests: Vec<_> = prompts.chain(hypervisors).collect();
     let text = serde_json::to_string_pretty(&json!({ "guests": guests }))?;
     write("manifest.json", text.as_bytes())
 }

@@ -15,6 +15,7 @@ use crate::postmortem::is_deliberate;
 use crate::progress::Progress;
 use crate::report::End;
 use crate::terminal::{HELP, Input, Key, Keys, Raw, Stdin, is_interactive};
+use crate::trace::Names;
 use crate::{dump, files};
 
 /// Ticks per slice while nobody can type.
@@ -248,6 +249,11 @@ impl<'a> Run<'a> {
             started: Instant::now(),
             progress,
         }
+    }
+
+    /// What names addresses.
+    pub fn names(&self) -> &Names {
+        self.events.names()
     }
 
     /// Waits at most `wait` for keys and passes them on. The end, where the user or time asks for it.

@@ -78,6 +78,11 @@ impl Events {
         })
     }
 
+    /// What names addresses.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
     /// Writes what has happened since the last time.
     ///
     /// # Errors
@@ -226,13 +231,16 @@ pub fn annotations(event: &Event, names: &Names) -> Vec<(&'static str, String)> 
         Happening::VmInstruction(instruction) => {
             put("operand", instruction.operand);
             put("value", instruction.value);
-            Level::L1
+            instruction.level
         }
         Happening::EptViolation(violation) => {
             list.push(("guest_physical", hex(violation.guest_physical)));
             let linear = violation.guest_linear;
             list.extend(linear.map(|at| ("guest_linear", hex(at))));
             list.push(("qualification", hex(violation.qualification)));
+            if violation.exception {
+                list.push(("exception", "#VE".into()));
+            }
             Level::L2
         }
         Happening::Injection(injection) => {

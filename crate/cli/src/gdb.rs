@@ -31,7 +31,6 @@ use hypernest_machine::{Stop, Tick};
 
 use crate::drive::Run;
 use crate::report::End;
-use crate::trace::Names;
 use crate::{current_vmcs, dump};
 
 /// Ticks between two looks at the connection.
@@ -481,7 +480,7 @@ impl MonitorCmd for Debugger<'_, '_> {
                         "processor {vcpu}, which executes {}\n",
                         state.level().name()
                     );
-                    text += &current_vmcs::text(&state, &Names::default());
+                    text += &current_vmcs::text(&state, self.run.names());
                 }
                 text
             }

@@ -141,7 +141,9 @@ impl<W: Write> Writer<W> {
                 Some(failure) => (entry_words(failure.check, &failure.answer), Level::L1),
             },
             Happening::VmExit(exit) => (format!("VM exit {}", exit.reason.ident()), Level::L2),
-            Happening::VmInstruction(instruction) => (instruction.name.to_owned(), Level::L1),
+            Happening::VmInstruction(instruction) => {
+                (instruction.name.to_owned(), instruction.level)
+            }
             Happening::EptViolation(_) => ("EPT violation".to_owned(), Level::L2),
             Happening::Injection(_) => ("event injected".to_owned(), Level::L2),
             _ => return Ok(()),

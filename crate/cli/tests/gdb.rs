@@ -155,6 +155,7 @@ fn registers_memory_breakpoints_and_steps_at_both_levels() {
     let vmcs = gdb.ask("qRcmd,766d6373");
     let vmcs = String::from_utf8(unhex(vmcs.trim_start_matches('O'))).unwrap();
     assert!(vmcs.contains("last exit  10 CPUID"), "{vmcs}");
+    assert!(vmcs.contains("(handler)"), "{vmcs}");
     assert_eq!(gdb.receive(), "OK");
 
     // Its second instruction, then L2 again by the breakpoint: the handler skips CPUID, and DEC and

@@ -180,7 +180,7 @@ fn a_run_breaks_at_an_exit_by_reason_or_number_and_shows_the_vmcs() {
             "VM exit 7, EPT_VIOLATION, on processor 0",
             "page walk of the next instruction, 0x101000 (handler):",
             "VMCS at 0x181000, launched:",
-            "last exit  48 EPT_VIOLATION, qualification 0x18",
+            "last exit  48 EPT_VIOLATION, qualification 0x582",
             "guest_physical_address 0x10008",
             "guest      RIP 0x40008",
             "(guest+0x",

@@ -68,7 +68,7 @@ fn without_arguments_a_hypervisor_shows_the_exits_of_its_guest() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     for words in [
-        "13  48  EPT violation  182           10bf",
+        "13  48  EPT violation  582           10bf",
         "L2 says: all came back right",
         "20 exits: 2 CPUID, 1 RDMSR, 1 WRMSR, 1 RDTSC",
         "hypernest run IMAGE",

@@ -224,6 +224,24 @@ impl Apic {
         }
     }
 
+    /// Sends a fixed interrupt to one processor, which a posted-interrupt descriptor names: by bits 15:8,
+    /// in x2APIC mode by all 32. The ICR does not show it.
+    pub fn notify(&mut self, vector: u8, destination: u32) {
+        let destination = if self.x2apic() {
+            destination
+        } else {
+            destination >> 8 & 0xff
+        };
+        let message = InterruptMessage {
+            destination,
+            logical: false,
+            delivery: DeliveryMode::Fixed,
+            vector,
+            level_triggered: false,
+        };
+        self.outbox.push((message, Targets::Destination));
+    }
+
     /// The next message it sends.
     pub fn take_ipi(&mut self) -> Option<(InterruptMessage, Targets)> {
         if self.outbox.is_empty() {

@@ -14,6 +14,7 @@ use crate::trap::{Exec, Fault, Trap};
 use crate::v86;
 use crate::vcpu::{Seg, reg};
 use crate::vmx::exit::{self, Exit};
+use crate::watch;
 
 /// DR6: general detect.
 pub(crate) const DR6_BD: u64 = 1 << 13;
@@ -283,6 +284,7 @@ pub(crate) fn inject(x: &mut Ctx, injected: Injected) -> Exec {
 fn note(x: &mut Ctx, fault: Fault) {
     match fault {
         Fault::Page { address, .. } => x.cpu.cr2 = address,
+        Fault::Virtualization => watch::virtualization_exception(x),
         Fault::Debug(bits) => {
             x.cpu.dr6 = if bits & 0xf != 0 {
                 x.cpu.dr6 & !0xf | bits

@@ -118,6 +118,10 @@ impl Ctx<'_> {
         let mut marks = self.cpu.vmx.marks();
         let walked = paging::walk(self.cpu, self.ram, linear, access, privilege, &mut marks);
         self.cpu.vmx.marked(&marks);
+        if self.ram.code_was_written() {
+            // Accessed and dirty flags, in tables that are code too.
+            self.cpu.leave_block = true;
+        }
         let mapping = walked.map_err(|miss| {
             // Whatever was cached for the page is forgotten, with all kinds of access.
             self.cpu.tlb.forget_page(linear);

@@ -55,13 +55,16 @@ impl Default for ProcessorConfig {
     }
 }
 
-/// A processor cannot be made.
+/// A processor cannot be made, or cannot do what it is asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProcessorError {
     /// Not a count of vCPUs we support.
     #[error("{0} vCPUs asked for; 1 to {MAX_CPUS} are possible")]
     Cpus(u32),
+    /// More events asked for than the host has memory for.
+    #[error("there is no memory for {0} events; ask for fewer")]
+    Events(usize),
 }
 
 /// Why [`Processor::run`] returned.
@@ -238,10 +241,13 @@ impl Processor {
 
     /// Asks for events of VMX, which [`Processor::take_events`] gives; what was kept of an earlier
     /// request is dropped. Events change no result.
-    pub fn request_events(&mut self, request: &EventRequest) {
-        if let Some(watch) = &mut self.watch {
-            watch.request(request);
-        }
+    ///
+    /// # Errors
+    /// The host has no memory for so many; nothing has changed.
+    pub fn request_events(&mut self, request: &EventRequest) -> Result<(), ProcessorError> {
+        let watch = self.watch.as_mut();
+        let done = watch.and_then(|watch| watch.request(request));
+        done.ok_or(ProcessorError::Events(request.capacity))
     }
 
     /// The events since this was last asked, oldest first.
@@ -474,14 +480,20 @@ impl Processor {
             if x.cpu.leave_block {
                 x.cpu.leave_block = false;
                 link = None;
-                match service_events(x, vcpu == 0) {
-                    Ok(true) => {}
-                    Ok(false) => return Some(Pause::Look),
+                let served = service_events(x, vcpu == 0);
+                let notified = core::mem::take(&mut x.cpu.vmx.notified);
+                if notified {
+                    // Takes a tick: one that comes again at once must not hang the host.
+                    *left -= 1;
+                }
+                match served {
+                    Ok(true) if !notified => {}
+                    Ok(_) => return Some(Pause::Look),
                     Err(trap) => {
                         if let Err(trap) = take(x, trap) {
                             return Some(stop_at(trap, x.cpu.rip));
                         }
-                        if x.cpu.watch.as_ref().is_some_and(|w| w.has_caught()) {
+                        if notified || x.cpu.watch.as_ref().is_some_and(|w| w.has_caught()) {
                             return Some(Pause::Look);
                         }
                         continue;

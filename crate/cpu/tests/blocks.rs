@@ -4,7 +4,7 @@ mod support;
 
 use hypernest_cpu::{Stop, VcpuState};
 use iced_x86::code_asm::{
-    CodeAssembler, CodeLabel, al, byte_ptr, eax, ecx, qword_ptr, r8, rax, rbx, rcx, rdi, rsi,
+    CodeAssembler, CodeLabel, al, byte_ptr, eax, ecx, edx, qword_ptr, r8, rax, rbx, rcx, rdi, rsi,
 };
 use support::{CODE, DATA, Nothing, machine};
 
@@ -121,6 +121,29 @@ fn code_across_a_page_boundary_is_never_stale() {
             3 + 0x903,
             "block length {length}"
         );
+    }
+}
+
+#[test]
+fn an_accessed_flag_that_is_code_is_seen_by_the_next_instruction() {
+    let code = assemble(|a| {
+        a.mov(rcx, 0x5_5000u64)?;
+        a.mov(rax, DATA)?;
+        a.mov(byte_ptr(rax + 5), 5)?;
+        a.mov(edx, 3)?;
+        a.mov(r8, 0x42a5u64)?;
+        a.jmp(r8)
+    });
+    for length in LENGTHS {
+        let (mut processor, mut ram) = machine(length, &code);
+        // MOV RBX, [RCX], and behind it the entry that maps what it loads: ADD EDX, [RAX+5], or AND once the entry's
+        // accessed flag is set; the rest of the entry changes nothing. Then HLT.
+        ram.write(0x42a5, &[0x48, 0x8b, 0x19]).unwrap();
+        ram.write(0x42a8, &[3, 0x50, 5, 0, 0, 0, 0, 0x71]).unwrap();
+        ram.write(0x42b0, &[0, 0xf4]).unwrap();
+        assert_eq!(processor.run(&mut ram, &mut Nothing, u64::MAX), Stop::Idle);
+        let result = processor.read_state(0).gpr[2];
+        assert_eq!(result, 3 & 5, "block length {length}");
     }
 }
 

@@ -360,6 +360,28 @@ fn memory_without_an_ept_entry_exits_with_what_was_tried() {
     assert_eq!(done.exits[0], (ExitReason::EPT_VIOLATION.0, 0x782));
 }
 
+#[test]
+fn the_preemption_timer_counts_at_the_rate_that_is_advertised() {
+    for (choice, rate) in [(VmxChoice::Max, 0), (VmxChoice::Kvm, 5)] {
+        let code = assemble(GUEST, |a| {
+            for _ in 0..40 << rate {
+                a.nop()?;
+            }
+            a.vmcall()
+        });
+        let done = run(choice.clone(), false, &code, |list| {
+            let pin = list
+                .iter_mut()
+                .find(|f| f.0 == Field::PIN_BASED_VM_EXEC_CONTROL);
+            pin.unwrap().1 |= u64::from(pin::ACTIVATE_VMX_PREEMPTION_TIMER);
+            list.push((Field::VMX_PREEMPTION_TIMER_VALUE, 15));
+        });
+        let reasons: Vec<u16> = done.exits.iter().map(|exit| exit.0).collect();
+        let timer = ExitReason::PREEMPTION_TIMER.0;
+        assert_eq!(reasons, [timer, timer, ExitReason::VMCALL.0], "{choice:?}");
+    }
+}
+
 /// Page directory of the virtual-8086 guest: one page of 4 MiB.
 const DIRECTORY: u64 = 0x6_8000;
 const VM: u64 = 1 << 17;

@@ -4,7 +4,7 @@
 mod support;
 
 use hypernest_cpu::{Model, VmxChoice};
-use hypernest_vmcs::{ExitReason, Field, exit, pin, proc1, proc2};
+use hypernest_vmcs::{ExitReason, Field, exit, pin, proc1, proc2, proc3};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
     CodeAssembler, al, ax, byte_ptr, cr8, dword_ptr, eax, ebx, ecx, edi, edx, qword_ptr, r8, rax,
@@ -475,12 +475,17 @@ fn controls_that_do_not_fit_each_other_fail_the_entry() {
         proc2: base.proc2 ^ proc2,
         pin: base.pin ^ pin,
         exit: base.exit ^ exit,
+        ..base
     };
     let shadow = proc1::USE_TPR_SHADOW;
     let accesses = proc2::VIRTUALIZE_APIC_ACCESSES;
     let delivery = proc2::VIRTUAL_INTERRUPT_DELIVERY;
     let acknowledge = exit::ACKNOWLEDGE_INTERRUPT_ON_EXIT;
     let none: &[(Field, u64)] = &[];
+    let ipis = Controls {
+        proc3: proc3::IPI_VIRTUALIZATION,
+        ..SHADOW
+    };
     let no_exits = [(
         Field::PIN_BASED_VM_EXEC_CONTROL,
         u64::from(caps().pin_allowed0()),
@@ -497,6 +502,9 @@ fn controls_that_do_not_fit_each_other_fail_the_entry() {
         (PAGE, &[(Field::APIC_ACCESS_ADDR, 1 << 52)]),
         (changed(X2APIC, 0, accesses, 0, 0), none),
         (DELIVERY, &no_exits),
+        (changed(ipis, shadow, 0, 0, 0), none),
+        (ipis, &[(Field::PID_POINTER_TABLE, VIRTUAL + 4)]),
+        (ipis, &[(Field::PID_POINTER_TABLE, 1 << 52)]),
         (changed(POSTING, 0, delivery, 0, 0), none),
         (changed(POSTING, 0, 0, 0, acknowledge), none),
         (POSTING, &[(Field::POSTED_INTR_NV, 0x100)]),
@@ -508,7 +516,7 @@ fn controls_that_do_not_fit_each_other_fail_the_entry() {
         assert_eq!(l1.field(Field::VM_INSTRUCTION_ERROR), 7, "{fields:x?}");
     }
     // Each of them alone was wrong.
-    for controls in [SHADOW, PAGE, REGISTERS, DELIVERY, POSTING, X2APIC] {
+    for controls in [SHADOW, PAGE, REGISTERS, DELIVERY, POSTING, X2APIC, ipis] {
         let l1 = start(controls, none, &|a| a.vmcall());
         assert_eq!(l1.reason(), ExitReason::VMCALL);
     }
@@ -527,5 +535,8 @@ fn both_profiles_offer_it() {
         assert_eq!(caps.proc2_allowed1() & secondary, secondary);
         assert_ne!(caps.proc1_allowed1() & proc1::USE_TPR_SHADOW, 0);
         assert_ne!(caps.pin_allowed1() & pin::PROCESS_POSTED_INTERRUPTS, 0);
+        // KVM's VMCS has no room for the tertiary controls.
+        let ipis = caps.proc3_allowed1() & proc3::IPI_VIRTUALIZATION != 0;
+        assert_eq!(ipis, choice == VmxChoice::Max);
     }
 }

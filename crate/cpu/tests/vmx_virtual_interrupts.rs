@@ -2,16 +2,19 @@
 
 mod support;
 
-use hypernest_cpu::Activity;
-use hypernest_vmcs::{ExitReason, Field, proc1};
+use hypernest_cpu::{
+    Activity, Bus, DeliveryMode, InterruptMessage, Model, Processor, ProcessorConfig, Ram, Stop,
+    Tick, VmxChoice,
+};
+use hypernest_vmcs::{ExitReason, Field, proc1, proc3};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, cr8, dword_ptr, eax, ecx, rax};
 use support::apic::{
     ACCESS, Controls, DELIVERY, EOI, ICR, ICR_HIGH, IRR, ISR, MSR_FIELDS, MSRS, NOTIFICATION, PAGE,
-    POSTED, POSTING, PPR, RFLAGS_IF, TPR, access, handled, has_vector, l1, reason, register,
-    set_register, set_vector, start, status, write_msr,
+    POSTED, POSTING, PPR, RFLAGS_IF, TPR, VIRTUAL, access, handled, has_vector, l1, reason,
+    register, set_register, set_vector, start, status, write_msr,
 };
-use support::hypervisor::{GUEST, L1};
+use support::hypervisor::{GUEST, L1, PAGES};
 use support::{HANDLERS, Nothing};
 
 // ---- virtual interrupts ----
@@ -263,6 +266,181 @@ fn a_notification_wakes_a_guest_only_for_an_interrupt() {
     assert_eq!(handled(&l1), 0x62);
 }
 
+/// A wire that is never let go: each end of its interrupt sends it again.
+struct Stuck {
+    sends: bool,
+    ends: u32,
+}
+
+impl Bus for Stuck {
+    fn port_read(&mut self, _: &mut Ram, _: Tick, _: u16, _: u8) -> u32 {
+        !0
+    }
+    fn port_write(&mut self, _: &mut Ram, _: Tick, _: u16, _: u8, _: u32) {}
+    fn mmio_read(&mut self, _: &mut Ram, _: Tick, _: u64, _: u8) -> u64 {
+        !0
+    }
+    fn mmio_write(&mut self, _: &mut Ram, _: Tick, _: u64, _: u8, _: u64) {}
+    fn take_message(&mut self) -> Option<InterruptMessage> {
+        std::mem::take(&mut self.sends).then_some(InterruptMessage {
+            destination: 0,
+            logical: false,
+            delivery: DeliveryMode::Fixed,
+            vector: NOTIFICATION as u8,
+            level_triggered: true,
+        })
+    }
+    fn end_of_interrupt(&mut self, _: Tick, _: u8) {
+        (self.sends, self.ends) = (true, self.ends + 1);
+    }
+    fn intr(&self) -> bool {
+        false
+    }
+    fn acknowledge(&mut self, _: Tick) -> u8 {
+        0
+    }
+    fn deadline(&self) -> Option<Tick> {
+        None
+    }
+    fn advance(&mut self, _: &mut Ram, _: Tick) {}
+    fn stop_requested(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_notification_that_comes_again_and_again_lets_time_pass() {
+    let mut l1 = l1(POSTING, &[(Field::GUEST_ACTIVITY_STATE, 1)], &|a| {
+        a.vmcall()
+    });
+    request(&mut l1, NOTIFICATION);
+    let mut stuck = Stuck {
+        sends: true,
+        ends: 0,
+    };
+    let stop = l1.processor.run(&mut l1.ram, &mut stuck, 2000);
+    assert_eq!(stop, Stop::Deadline);
+    assert!(l1.state().vmx.non_root && stuck.ends > 100);
+}
+
+// ---- IPIs ----
+
+/// Pointers to the descriptors of virtual processors, of which 3 is the last.
+const POINTERS: u64 = PAGES + 0x5000;
+
+const IPIS: Controls = Controls {
+    proc3: proc3::IPI_VIRTUALIZATION,
+    ..POSTING
+};
+
+const IPI_FIELDS: [(Field, u64); 3] = [
+    (Field::PID_POINTER_TABLE, POINTERS),
+    (Field::LAST_PID_POINTER_INDEX, 3),
+    (Field::GUEST_RFLAGS, RFLAGS_IF),
+];
+
+/// Notifications of the descriptor go to L1's own APIC.
+fn with_descriptor(l1: &mut L1, suppressed: u64) {
+    l1.put(POINTERS + 8 * 3, POSTED | 1);
+    l1.put(POSTED + 32, NOTIFICATION << 16 | suppressed << 1);
+    let mut state = l1.state();
+    state.apic.svr |= 1 << 8;
+    l1.processor.write_state(0, &state).unwrap();
+}
+
+#[test]
+fn an_interrupt_to_another_virtual_processor_is_posted() {
+    for suppressed in [0, 1] {
+        let mut l1 = l1(IPIS, &IPI_FIELDS, &|a| {
+            a.mov(dword_ptr(ACCESS + ICR_HIGH), 3 << 24)?;
+            a.mov(dword_ptr(ACCESS + ICR), 1 << 14 | 0x51)?;
+            a.vmcall()
+        });
+        with_descriptor(&mut l1, suppressed);
+        l1.run();
+        if suppressed == 0 {
+            // It came back: the sender is the receiver.
+            assert_eq!(handled(&l1), 0x51);
+            assert_eq!(l1.word(POSTED + 8), 0);
+            assert_eq!(l1.word(POSTED + 32), NOTIFICATION << 16);
+            assert_eq!(l1.state().apic.icr_low, 0);
+        } else {
+            assert_eq!(l1.reason(), ExitReason::VMCALL);
+            assert_eq!(l1.word(POSTED + 8), 1 << (0x51 - 64));
+            assert_eq!(l1.word(POSTED + 32), NOTIFICATION << 16 | 2);
+        }
+    }
+}
+
+#[test]
+fn a_notification_that_is_outstanding_is_not_repeated() {
+    let mut l1 = l1(IPIS, &IPI_FIELDS, &|a| {
+        a.mov(dword_ptr(ACCESS + ICR_HIGH), 3 << 24)?;
+        a.mov(dword_ptr(ACCESS + ICR), 0x51)?;
+        a.nop()?;
+        a.vmcall()
+    });
+    with_descriptor(&mut l1, 0);
+    l1.put(POSTED + 32, NOTIFICATION << 16 | 1);
+    l1.run();
+    assert_eq!(l1.reason(), ExitReason::VMCALL);
+    assert_eq!(l1.word(POSTED + 8), 1 << (0x51 - 64));
+}
+
+#[test]
+fn what_cannot_be_posted_is_the_hypervisors() {
+    let plain = POSTED | 1;
+    for (command, target, pointer) in [
+        (0x0f, 3, plain),
+        (0x51 | 1 << 11, 3, plain),
+        (0x51 | 1 << 8, 3, plain),
+        (0x51 | 1 << 12, 3, plain),
+        (0x51 | 2 << 18, 3, plain),
+        (0x51, 4, plain),
+        (0x51, 3, plain & !1),
+        (0x51, 3, plain | 2),
+        (0x51, 3, plain | 1 << 52),
+    ] {
+        let mut l1 = l1(IPIS, &IPI_FIELDS, &|a| {
+            a.mov(dword_ptr(ACCESS + ICR_HIGH), target << 24)?;
+            a.mov(dword_ptr(ACCESS + ICR), command)?;
+            a.vmcall()
+        });
+        with_descriptor(&mut l1, 0);
+        l1.put(POINTERS + 8 * 3, pointer);
+        l1.put(POINTERS + 8 * 4, plain);
+        l1.run();
+        assert_eq!(l1.exit(), (reason(ExitReason::APIC_WRITE), ICR));
+        assert_eq!((l1.word(POSTED), l1.word(POSTED + 8)), (0, 0));
+    }
+}
+
+#[test]
+fn msr_writes_send_interrupts_to_32_bit_destinations() {
+    let msrs = Controls {
+        proc2: MSRS.proc2,
+        proc1: MSRS.proc1,
+        ..IPIS
+    };
+    let fields: Vec<_> = [MSR_FIELDS, [IPI_FIELDS[0], IPI_FIELDS[1]]].concat();
+    let mut l1 = l1(msrs, &fields, &|a| {
+        write_msr(a, 0x830, 0x51, 3)?;
+        write_msr(a, 0x830, 0x52, 3 << 24)?;
+        write_msr(a, 0x830, 0x53 | 1 << 18, 3)?;
+        write_msr(a, 0x830, 0x54 | 1 << 13, 3)
+    });
+    with_descriptor(&mut l1, 1);
+    l1.run();
+    assert_eq!(l1.exit(), (reason(ExitReason::APIC_WRITE), ICR));
+    assert_eq!(l1.word(POSTED + 8), 1 << (0x51 - 64));
+    assert_eq!(l1.word(VIRTUAL + ICR), 3 << 56 | 0x52);
+    l1.resume();
+    assert_eq!(l1.exit(), (reason(ExitReason::APIC_WRITE), ICR));
+    l1.resume();
+    assert_eq!(l1.reason(), ExitReason::EXCEPTION_OR_NMI);
+    assert_eq!(l1.word(POSTED + 8), 1 << (0x51 - 64));
+}
+
 // ---- saved state ----
 
 /// What a guest may do to its APIC, chosen by `random`.
@@ -275,7 +453,10 @@ fn act(a: &mut CodeAssembler, random: &mut impl FnMut(u64) -> u64) -> Result<(),
         1 => a.mov(dword_ptr(at), vector as i32),
         2 => a.mov(dword_ptr(ACCESS + EOI), 0),
         3 => a.mov(dword_ptr(ACCESS + TPR), random(0x60) as i32),
-        4 => a.mov(dword_ptr(ACCESS + ICR), (1 << 18 | vector) as i32),
+        4 => a.mov(
+            dword_ptr(ACCESS + ICR),
+            ((random(2) as u32 * (1 << 18)) | vector) as i32,
+        ),
         5 => {
             a.mov(eax, random(8) as u32)?;
             a.mov(cr8, rax)
@@ -292,7 +473,7 @@ fn act(a: &mut CodeAssembler, random: &mut impl FnMut(u64) -> u64) -> Result<(),
 
 /// The effects of writes, and interrupts that wait for the guest, are not lost.
 #[test]
-fn saving_between_any_two_ticks_changes_nothing() {
+fn neither_saving_nor_the_length_of_blocks_changes_anything() {
     let mut ends = Vec::new();
     for seed in 0..60u64 {
         let mut state = seed;
@@ -308,16 +489,27 @@ fn saving_between_any_two_ticks_changes_nothing() {
         }
         code.vmcall().unwrap();
         let code = code.assemble(GUEST).unwrap();
-        let controls = [PAGE, DELIVERY, POSTING, MSRS][random(4) as usize];
+        let controls = [PAGE, DELIVERY, POSTING, MSRS, IPIS][random(5) as usize];
         let (irr, isr, posted) = (0x20 + random(0x60), random(2) * 0x41, 0x20 + random(0x60));
         let fields = [
             MSR_FIELDS[0],
+            IPI_FIELDS[0],
+            IPI_FIELDS[1],
             (Field::GUEST_INTR_STATUS, isr << 8 | irr),
             (Field::EOI_EXIT_BITMAP1, random(4)),
             (Field::TPR_THRESHOLD, random(2)),
         ];
-        let run = |save: bool| {
+        let notified_at = 330 + random(100);
+        let run = |block_length: u32, chunk: u64, save: bool| {
             let mut l1 = l1(controls, &fields, &|a| a.db(&code));
+            let state = l1.state();
+            let config = ProcessorConfig {
+                vmx: VmxChoice::Max.profile(<&Model>::default()).unwrap(),
+                block_length,
+                ..ProcessorConfig::default()
+            };
+            l1.processor = Processor::new(&config).unwrap();
+            l1.processor.write_state(0, &state).unwrap();
             // An interrupt of the guest returns to it, with interrupts enabled.
             for vector in 0..256 {
                 let handler = HANDLERS + 16 * vector;
@@ -326,27 +518,29 @@ fn saving_between_any_two_ticks_changes_nothing() {
             set_vector(&mut l1, IRR, irr as u8);
             set_vector(&mut l1, ISR, isr as u8);
             l1.put(POSTED + posted / 64 * 8, 1 << (posted % 64));
-            let mut until_notified = 10;
-            for _ in 0..700 {
-                if controls.pin != 0 && l1.state().vmx.non_root {
-                    until_notified -= 1;
-                    if until_notified == 0 {
-                        request(&mut l1, NOTIFICATION);
+            l1.put(POSTED + 32, NOTIFICATION << 16);
+            l1.put(POINTERS, POSTED | 1);
+            for end in [notified_at, 700] {
+                while l1.processor.now() < end {
+                    let until = end.min(l1.processor.now() + chunk);
+                    l1.processor.run(&mut l1.ram, &mut Nothing, until);
+                    if save {
+                        let state = l1.state();
+                        l1.processor.write_state(0, &state).unwrap();
                     }
                 }
-                let until = l1.processor.now() + 1;
-                l1.processor.run(&mut l1.ram, &mut Nothing, until);
-                if save {
-                    let state = l1.state();
-                    l1.processor.write_state(0, &state).unwrap();
+                if controls.pin != 0 {
+                    request(&mut l1, NOTIFICATION);
                 }
             }
             let page: Vec<u32> = (0..1024).map(|n| register(&l1, 4 * n)).collect();
             let taken = l1.word(POSTED + posted / 64 * 8) == 0;
             (l1.field(Field::VM_EXIT_REASON), taken, l1.state(), page)
         };
-        let plain = run(false);
-        assert!(plain == run(true), "seed {seed}");
+        let plain = run(64, 1000, false);
+        assert!(plain == run(64, 1, true), "saved, seed {seed}");
+        assert!(plain == run(7, 1000, false), "short blocks, seed {seed}");
+        assert!(plain == run(1, 3, false), "single steps, seed {seed}");
         ends.push((plain.0, plain.1));
     }
     // They went far enough to differ.

@@ -396,8 +396,7 @@ impl Engine for SoftwareEngine {
     }
 
     fn request_events(&mut self, request: &EventRequest) -> Result<(), EngineError> {
-        self.processor.request_events(request);
-        Ok(())
+        Ok(self.processor.request_events(request)?)
     }
 
     fn take_events(&mut self) -> Vec<Event> {

@@ -409,7 +409,7 @@ impl Machine {
     /// result, and are no part of the machine's state.
     ///
     /// # Errors
-    /// When the engine has none.
+    /// When the engine has none, or the host has no memory for so many; nothing has changed then.
     pub fn request_events(&mut self, request: &EventRequest) -> Result<(), EngineError> {
         self.engine.request_events(request)
     }

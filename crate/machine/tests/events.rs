@@ -8,7 +8,9 @@ use hypernest_machine::{
     VmxChoice, WhenFull,
 };
 use hypernest_vmcs::Field;
-use hypervisor::{EXITS, HANDLER, L2_BASE, L2_CODE, L2_MISSING, Options, START, VECTOR, VMCS};
+use hypervisor::{
+    EXITS, HANDLER, L2_BASE, L2_CODE, L2_MEMORY, L2_MISSING, Options, START, VECTOR, VMCS,
+};
 
 fn machine(options: &Options) -> Machine {
     Machine::builder()
@@ -139,6 +141,23 @@ fn only_what_was_asked_for_is_kept_and_a_full_ring_keeps_the_newest() {
         panic!("{last:?}")
     };
     assert_eq!(exit.reason, ExitReason::VMCALL);
+}
+
+#[test]
+fn more_events_than_there_is_memory_for_are_an_error() {
+    let mut machine = machine(&Options::default());
+    request(&mut machine, EventKinds::VM_EXIT, 100);
+    for when_full in [WhenFull::Overwrite, WhenFull::Stop] {
+        let request = EventRequest {
+            kinds: EventKinds::ALL,
+            capacity: usize::MAX,
+            when_full,
+        };
+        let error = machine.request_events(&request).unwrap_err();
+        assert!(error.to_string().contains("no memory for"), "{error}");
+    }
+    machine.run(&Until::end()).unwrap();
+    assert_eq!(machine.take_events().len(), 8, "the request before stands");
 }
 
 #[test]
@@ -294,4 +313,43 @@ fn an_exit_between_instructions_stops_before_l1_executes_anything() {
     let stop = machine.run(&until).unwrap();
     assert_eq!(stop.word(), "vm-exit", "{stop}");
     assert_eq!(machine.read_vcpu(0).unwrap().rip, HANDLER);
+}
+
+#[test]
+fn a_violation_that_the_guest_gets_as_an_exception_is_an_event_and_no_exit() {
+    const EPT_VIOLATION_VE: u64 = 1 << 18;
+    let options = Options {
+        spoil: vec![
+            (Field::SECONDARY_VM_EXEC_CONTROL, 0x22 | EPT_VIOLATION_VE),
+            (Field::VE_INFORMATION_ADDRESS, L2_MEMORY + 0x1e000),
+        ],
+        ..Options::default()
+    };
+    // L2 has no handler for it: a triple fault, after which the same store exits.
+    let kinds = EventKinds::EPT_VIOLATION | EventKinds::VM_EXIT;
+    let (_, events) = events(&options, kinds);
+    let words: Vec<String> = events
+        .iter()
+        .skip(6)
+        .map(|event| match event.what {
+            Happening::EptViolation(violation) => {
+                assert_eq!(violation.guest_physical, L2_MISSING + 8);
+                let exception = violation.exception;
+                format!("violation at {:#x}, exception {exception}", event.rip)
+            }
+            Happening::VmExit(exit) => exit.reason.ident().to_owned(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let store = L2_BASE + L2_CODE + 0x1f;
+    assert_eq!(
+        words,
+        [
+            format!("violation at {store:#x}, exception true"),
+            "TRIPLE_FAULT".into(),
+            format!("violation at {store:#x}, exception false"),
+            "EPT_VIOLATION".into(),
+            "VMCALL".into(),
+        ]
+    );
 }

@@ -2,9 +2,20 @@
 //! with `nest` before N, wild hypervisors. A guest that panics the processor, or sees its blocks, ends the run; its
 //! seed is printed first.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use hypernest_oracle::{Rng, nest, wild};
 
+static SEED: AtomicU64 = AtomicU64::new(0);
+
 fn main() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let seed = SEED.load(Ordering::Relaxed);
+        println!("guest {seed}: panicked, or its blocks showed");
+        hook(info);
+        std::process::exit(1);
+    }));
     let mut arguments = std::env::args().skip(1).peekable();
     let nested = arguments.next_if_eq("nest").is_some();
     let run = |data: &[u8]| match nested {
@@ -27,10 +38,8 @@ fn main() {
         for byte in data.iter_mut().skip(loops) {
             *byte = rng.pick(&palette);
         }
-        if std::panic::catch_unwind(|| run(&data)).is_err() {
-            println!("guest {seed}: panicked, or its blocks showed");
-            std::process::exit(1);
-        }
+        SEED.store(seed, Ordering::Relaxed);
+        run(&data);
     }
     println!("{count} guests from seed {first}: no panic, the same with all block lengths");
 }

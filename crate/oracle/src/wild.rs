@@ -122,6 +122,7 @@ pub(crate) enum Start {
     Pae,
     Compat,
     Long,
+    Virtual86,
 }
 
 /// A guest, ready to run any number of times.
@@ -179,6 +180,7 @@ impl Guest {
             3 => Start::Paging32,
             4 => Start::Pae,
             5 => Start::Compat,
+            6 => Start::Virtual86,
             _ => Start::Long,
         };
         let options = source.byte();
@@ -236,6 +238,16 @@ impl Guest {
             put(ram, TSS + 4 * word, (DATA + 0xf00) | (DATA + 0xf00) << 32);
         }
         let long = matches!(start, Start::Long | Start::Compat);
+        if !long {
+            put(ram, TSS + 4, (DATA + 0xf00) | 0x10 << 32);
+        }
+        if start == Start::Virtual86 {
+            // INT n of one half of the vectors is the program's own.
+            put(ram, TSS + 0x66, 0x100);
+            for word in 0..4 {
+                put(ram, TSS + 0xe0 + 8 * word, 0xaaaa_aaaa_aaaa_aaaa);
+            }
+        }
         for vector in 0..256u64 {
             let handler = HANDLERS + vector * 16;
             // Return three bytes further, so that a fault does not repeat for ever.
@@ -290,11 +302,14 @@ impl Guest {
         }
         state.gpr[4] = DATA + 0x800 + u64::from(source.byte()) * 8;
         state.rip = CODE + u64::from(source.byte());
-        state.rflags = 2 | source.value() & 0x0025_7fd5 & !(1 << 17);
+        state.rflags = 2 | source.value() & 0x003d_7fd5;
+        if start == Start::Virtual86 {
+            state.rflags |= 1 << 17;
+        }
         let chosen = source.value();
         // Any of the bits that do not decide the mode.
         let cr0 = 0x10 | chosen & 0x6005_002e;
-        let cr4 = (chosen >> 32) & 0x0037_0e8c;
+        let cr4 = (chosen >> 32) & 0x0037_0e8f;
         state.gdtr = TableState {
             base: GDT,
             limit: 0x7ff,
@@ -326,6 +341,15 @@ impl Guest {
                 };
                 (real, real)
             }
+            Start::Virtual86 => {
+                let paragraph = SegmentState {
+                    selector: 0,
+                    base: 0,
+                    limit: 0xffff,
+                    rights: 0xf3,
+                };
+                (paragraph, paragraph)
+            }
             Start::Protected16 => (all[level + 3], all[level + 4]),
             Start::Protected32 | Start::Paging32 | Start::Pae | Start::Compat => {
                 (all[level], all[level + 1])
@@ -337,7 +361,9 @@ impl Guest {
         let paged = cr0 | 0x8000_0001;
         (state.cr0, state.cr3, state.cr4) = match start {
             Start::Real => (cr0 & !0x8000_0001, 0, cr4 & !(1 << 17)),
-            Start::Protected16 | Start::Protected32 => (cr0 | 1, 0, cr4 & !(1 << 17)),
+            Start::Protected16 | Start::Protected32 | Start::Virtual86 => {
+                (cr0 | 1, 0, cr4 & !(1 << 17))
+            }
             Start::Paging32 => (paged, SHORT_TABLES, cr4 & !(1 << 17) & !0x20 | 0x10),
             Start::Pae => (paged, PAE_TABLES, cr4 & !(1 << 17) | 0x20),
             Start::Compat | Start::Long => (paged, LONG_TABLES, cr4 | 0x20),
@@ -384,7 +410,7 @@ impl Guest {
         let mut state = self.state.clone();
         // A model may lack some of the bits: then those that all have.
         if processor.write_state(0, &state).is_err() {
-            state.cr4 &= 0x6b0; // OSXMMEXCPT, OSFXSR, PGE, PAE, PSE
+            state.cr4 &= 0x6b3; // OSXMMEXCPT, OSFXSR, PGE, PAE, PSE, PVI, VME
             processor.write_state(0, &state).ok()?;
         }
         let mut ram = Ram::new(self.ram.len() as u64).ok()?;

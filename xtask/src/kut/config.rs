@@ -208,8 +208,8 @@ impl Test {
     pub fn removed_features(&self) -> Vec<&str> {
         let wanted = self.param("-cpu").unwrap_or("");
         let absent: &[&str] = match self.model() {
-            "hypernest" => &[],
-            _ => &["x2apic"],
+            "hypernest" => &["pku"],
+            _ => &["pku", "x2apic"],
         };
         wanted
             .split(',')
@@ -238,7 +238,7 @@ mod tests {
 [xapic]
 file = apic.flat
 smp = 2
-qemu_params = -cpu qemu64,-x2apic,+tsc-deadline -m 2g
+qemu_params = -cpu qemu64,-x2apic,-pku,+tsc-deadline -m 2g
 arch = x86_64
 timeout = 60
 groups = apic slow

@@ -138,6 +138,7 @@ pub const KUT_REQUIRED: &[&str] = &[
     "setjmp",
     "rmap_chain",
     "smptest",
+    "vmx",
 ];
 
 fn passed(lines: &[&str]) -> Result<Outcome> {

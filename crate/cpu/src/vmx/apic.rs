@@ -22,6 +22,8 @@ pub(super) mod register {
     pub const ISR: u16 = 0x100;
     pub const IRR: u16 = 0x200;
     pub const ICR_LOW: u16 = 0x300;
+    /// In x2APIC mode the destination is the upper half of the same register.
+    pub const ICR_DESTINATION: u16 = 0x304;
     pub const ICR_HIGH: u16 = 0x310;
     /// Of x2APIC mode alone; no memory access reaches it.
     pub const SELF_IPI: u16 = 0x3f0;
@@ -33,6 +35,7 @@ const X2APIC_FIRST: u32 = 0x800;
 const X2APIC_LAST: u32 = 0x8ff;
 const X2APIC_TPR: u32 = 0x808;
 const X2APIC_EOI: u32 = 0x80b;
+const X2APIC_ICR: u32 = 0x830;
 const X2APIC_SELF_IPI: u32 = 0x83f;
 
 /// A virtualized write whose emulation is due.
@@ -138,6 +141,7 @@ pub(crate) fn write_msr(x: &mut Ctx, msr: u32, value: u64) -> Exec<bool> {
         X2APIC_TPR => 0xff,
         X2APIC_EOI if delivers => 0,
         X2APIC_SELF_IPI if delivers => 0xff,
+        X2APIC_ICR if x.cpu.vmx.controls.virtualizes_ipis() => !COMMAND_RESERVED,
         _ => return Ok(false),
     };
     if value & !allowed != 0 {
@@ -150,7 +154,8 @@ pub(crate) fn write_msr(x: &mut Ctx, msr: u32, value: u64) -> Exec<bool> {
 // ---- the APIC-access page (Vol. 3C, "Virtualizing Memory-Mapped APIC Accesses") ----
 
 /// Whether accesses to the page of a physical address are virtualized or exit: nothing of it may be
-/// cached.
+/// cached. What reaches the page by a physical address alone (page tables without EPT, the regions
+/// and bitmaps of VMX) is memory like other, as the manual allows.
 pub(crate) fn is_access_page(cpu: &Vcpu, physical: u64) -> bool {
     cpu.vmx.controls.apic_access == Some(physical & !0xfff)
 }
@@ -251,7 +256,13 @@ fn is_virtualized(cpu: &Vcpu, offset: u16, size: u64, write: bool) -> bool {
         let read_only = matches!(offset >> 4, 0x03 | 0x10..=0x27);
         return written || !write && read_only;
     }
-    offset == TPR || controls.delivers_virtual_interrupts() && matches!(offset, EOI | ICR_LOW)
+    let delivers = controls.delivers_virtual_interrupts();
+    match offset {
+        TPR => true,
+        EOI => delivers,
+        ICR_LOW => delivers || controls.virtualizes_ipis(),
+        _ => false,
+    }
 }
 
 // ---- what follows an operation ----
@@ -279,14 +290,7 @@ fn emulate(x: &mut Ctx, offset: u16) -> Exec {
             store(x, EOI, 0);
             virtual_interrupt::virtualize_eoi(x)
         }
-        ICR_LOW if delivers => {
-            let command = load(x, ICR_LOW);
-            if is_self_ipi(command) {
-                virtual_interrupt::virtualize_self_ipi(x, command as u8);
-                return Ok(());
-            }
-            Err(write_exit(x, offset))
-        }
+        ICR_LOW if send(x) => Ok(()),
         SELF_IPI => {
             let vector = load(x, SELF_IPI) as u8;
             if vector < 16 {
@@ -307,12 +311,39 @@ fn emulate(x: &mut Ctx, offset: u16) -> Exec {
 /// Bits of an interrupt command that are zero for a fixed, edge-triggered interrupt: reserved ones,
 /// trigger mode, delivery status, delivery mode.
 const COMMAND_ZERO: u32 = 0xfff3_b700;
+const COMMAND_LOGICAL: u32 = 1 << 11;
 const COMMAND_SHORTHAND: u32 = 3 << 18;
 const SHORTHAND_SELF: u32 = 1 << 18;
+/// Bits that raise #GP in a WRMSR; the delivery status is not one of them.
+const COMMAND_RESERVED: u64 = 0xfff3_2000;
 
-/// A plain interrupt to itself, with a vector above 15.
-fn is_self_ipi(command: u32) -> bool {
-    command & (COMMAND_ZERO | COMMAND_SHORTHAND) == SHORTHAND_SELF && command as u8 >= 16
+/// Sends the interrupt that was written to the interrupt-command register. False where the
+/// hypervisor has to.
+fn send(x: &mut Ctx) -> bool {
+    let controls = x.cpu.vmx.controls;
+    let command = load(x, ICR_LOW);
+    let vector = command as u8;
+    if command & COMMAND_ZERO != 0 || vector < 16 {
+        return false;
+    }
+    let wide = controls.proc2(proc2::VIRTUALIZE_X2APIC_MODE);
+    if command & COMMAND_SHORTHAND == SHORTHAND_SELF {
+        // An MSR of its own does this in x2APIC mode.
+        if wide || !controls.delivers_virtual_interrupts() {
+            return false;
+        }
+        virtual_interrupt::virtualize_self_ipi(x, vector);
+        return true;
+    }
+    if !controls.virtualizes_ipis() || command & (COMMAND_SHORTHAND | COMMAND_LOGICAL) != 0 {
+        return false;
+    }
+    let target = if wide {
+        load(x, ICR_DESTINATION)
+    } else {
+        load(x, ICR_HIGH) >> 24
+    };
+    virtual_interrupt::virtualize_ipi(x, vector, target)
 }
 
 fn write_exit(x: &mut Ctx, offset: u16) -> crate::trap::Trap {

@@ -3,7 +3,9 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use hypernest_vmcs::{Caps, Implemented, Layout, Missing, entry, exit, pin, proc1, proc2, vmfunc};
+use hypernest_vmcs::{
+    Caps, Implemented, Layout, Missing, entry, exit, pin, proc1, proc2, proc3, vmfunc,
+};
 
 use super::VmxProfile;
 use crate::model::Model;
@@ -52,6 +54,7 @@ fn implemented(model: &Model) -> Implemented {
             | proc1::CR8_STORE_EXITING
             | proc1::USE_TPR_SHADOW
             | proc1::NMI_WINDOW_EXITING
+            | proc1::ACTIVATE_TERTIARY_CONTROLS
             | proc1::MOV_DR_EXITING
             | proc1::UNCONDITIONAL_I_O_EXITING
             | proc1::USE_I_O_BITMAPS
@@ -81,6 +84,7 @@ fn implemented(model: &Model) -> Implemented {
             | proc2::USE_TSC_SCALING
             | proc2::ENABLE_XSAVES_XRSTORS
             | proc2::MODE_BASED_EXECUTE_CONTROL_FOR_EPT,
+        proc3: proc3::IPI_VIRTUALIZATION,
         exit: exit::SAVE_DEBUG_CONTROLS
             | exit::HOST_ADDRESS_SPACE_SIZE
             | exit::ACKNOWLEDGE_INTERRUPT_ON_EXIT

@@ -26,7 +26,7 @@ use alloc::vec::Vec;
 
 use hypernest_vmcs::checks::EntryCheck;
 use hypernest_vmcs::{
-    Caps, DumpError, Field, FieldSet, Layout, Vmcs, exit as exit_controls, pin, proc1, proc2,
+    Caps, DumpError, Field, FieldSet, Layout, Vmcs, exit as exit_controls, pin, proc1, proc2, proc3,
 };
 
 use iced_x86::{Instruction, Mnemonic};
@@ -154,6 +154,9 @@ pub(crate) struct Vmx {
     pub threshold_due: bool,
     /// A pending virtual interrupt is recognized.
     pub virtual_interrupt: bool,
+    /// A notification of posted interrupts was taken or sent: others may have something to take before
+    /// the next instruction.
+    pub notified: bool,
     /// The loop that the guest's last PAUSE was in.
     pub pause_loop: Option<PauseLoop>,
     /// The IRET at hand has unblocked NMIs, as its VM exit must tell.
@@ -170,6 +173,8 @@ pub(crate) struct Controls {
     pub proc1: u32,
     /// Zero unless activated.
     pub proc2: u32,
+    /// Zero unless activated.
+    pub proc3: u64,
     pub exit: u32,
     pub exceptions: u32,
     /// What to add to the TSC.
@@ -201,6 +206,11 @@ impl Controls {
             pin: word(Field::PIN_BASED_VM_EXEC_CONTROL),
             proc1: proc1_controls,
             proc2: proc2_controls,
+            proc3: if proc1_controls & proc1::ACTIVATE_TERTIARY_CONTROLS != 0 {
+                vmcs.get(Field::TERTIARY_VM_EXEC_CONTROL)
+            } else {
+                0
+            },
             exit: word(Field::VM_EXIT_CONTROLS),
             exceptions: word(Field::EXCEPTION_BITMAP),
             tsc_offset: if offsets {
@@ -251,6 +261,9 @@ impl Controls {
     pub fn virtual_nmis(&self) -> bool {
         self.pin(pin::VIRTUAL_NMIS)
     }
+    pub fn virtualizes_ipis(&self) -> bool {
+        self.proc3 & proc3::IPI_VIRTUALIZATION != 0
+    }
     pub fn delivers_virtual_interrupts(&self) -> bool {
         self.proc2(proc2::VIRTUAL_INTERRUPT_DELIVERY)
     }
@@ -280,6 +293,7 @@ impl Vmx {
             apic_write: None,
             threshold_due: false,
             virtual_interrupt: false,
+            notified: false,
             pause_loop: None,
             iret_unblocked_nmis: false,
         }

@@ -6,6 +6,7 @@ use hypernest_vmcs::{Field, proc2};
 use super::exit::{Exit, NMI_UNBLOCKED};
 use crate::mem::Ctx;
 use crate::trap::{Fault, Trap};
+use crate::watch;
 
 /// What says that an earlier exception is still being handled.
 const BUSY: u32 = !0;
@@ -41,5 +42,6 @@ pub(crate) fn convert(x: &mut Ctx, exit: &Exit) -> Option<Trap> {
         &exit.guest_physical.unwrap_or(0).to_le_bytes(),
     );
     x.store_physical(area.wrapping_add(32), &index.to_le_bytes());
+    watch::converted(x, exit);
     Some(Trap::Fault(Fault::Virtualization))
 }

@@ -1,5 +1,5 @@
 //! Virtual interrupts (Vol. 3C, "APIC Virtualization and Virtual Interrupts"): the guest interrupt
-//! status, evaluation and delivery, virtualized EOI and self-IPI, posted interrupts.
+//! status, evaluation and delivery, virtualized EOI and IPIs, posted interrupts.
 
 use hypernest_vmcs::{ExitReason, Field, pin, proc1};
 
@@ -145,9 +145,49 @@ pub(crate) fn deliver(x: &mut Ctx) -> Exec {
 
 /// Bits of a descriptor's physical address.
 const DESCRIPTOR: u64 = 0x000f_ffff_ffff_ffc0;
+/// Bits of the address of a table of pointers to descriptors.
+const POINTERS: u64 = 0x000f_ffff_ffff_fff8;
 /// Bytes of posted-interrupt requests at the start of a descriptor; the outstanding-notification bit
 /// follows them.
 const REQUESTS: u64 = 32;
+
+/// What follows the requests in a descriptor: outstanding notification (0), suppressed notification (1),
+/// notification vector (23:16), destination (63:32).
+const OUTSTANDING: u64 = 1;
+const SUPPRESSED: u64 = 2;
+
+/// Posts an interrupt to another virtual processor and notifies it. False where the hypervisor has to
+/// (Vol. 3C, "IPI Virtualization").
+pub(super) fn virtualize_ipi(x: &mut Ctx, vector: u8, target: u32) -> bool {
+    let vmcs = &x.cpu.vmx.vmcs;
+    let target = u64::from(target);
+    if target > vmcs.get(Field::LAST_PID_POINTER_INDEX) {
+        return false;
+    }
+    let table = vmcs.get(Field::PID_POINTER_TABLE) & POINTERS;
+    let mut bytes = [0; 8];
+    x.load_physical(table + 8 * target, &mut bytes);
+    let pointer = u64::from_le_bytes(bytes);
+    // Valid, and nothing reserved.
+    if pointer & (x.cpu.model.reserved_physical() | !DESCRIPTOR) != 1 {
+        return false;
+    }
+    let descriptor = pointer & DESCRIPTOR;
+    let at = descriptor + u64::from(vector / 8);
+    let mut byte = [0];
+    x.load_physical(at, &mut byte);
+    x.store_physical(at, &[byte[0] | 1 << (vector % 8)]);
+    x.load_physical(descriptor + REQUESTS, &mut bytes);
+    let notify = u64::from_le_bytes(bytes);
+    if notify & (OUTSTANDING | SUPPRESSED) == 0 {
+        let noted = notify | OUTSTANDING;
+        x.store_physical(descriptor + REQUESTS, &noted.to_le_bytes());
+        let (vector, destination) = ((notify >> 16) as u8, (notify >> 32) as u32);
+        x.cpu.apic.notify(vector, destination);
+        x.cpu.vmx.notified = true;
+    }
+    true
+}
 
 /// Takes an acknowledged external interrupt of a guest as a notification of posted interrupts.
 /// False where it is none (Vol. 3C, "Posted-Interrupt Processing").
@@ -163,6 +203,7 @@ pub(crate) fn take_posted(x: &mut Ctx, vector: u8) -> bool {
     x.load_physical(descriptor + REQUESTS, &mut byte);
     x.store_physical(descriptor + REQUESTS, &[byte[0] & !1]);
     crate::apic::end_of_interrupt(x);
+    x.cpu.vmx.notified = true;
     let mut highest = requesting(x.cpu);
     for n in 0..8u8 {
         let at = descriptor + 4 * u64::from(n);

@@ -37,9 +37,10 @@ impl EventKinds {
     pub const VM_ENTRY: EventKinds = EventKinds(1);
     /// VM exits.
     pub const VM_EXIT: EventKinds = EventKinds(1 << 1);
-    /// VMX instructions in VMX root operation but for the two that enter.
+    /// VMX instructions that say by the flags how they went, but for the two that enter.
     pub const VM_INSTRUCTION: EventKinds = EventKinds(1 << 2);
-    /// Exits for EPT violations and misconfigurations, with what was accessed.
+    /// EPT violations and misconfigurations, with what was accessed: those that exit, and those that
+    /// the guest gets as an exception.
     pub const EPT_VIOLATION: EventKinds = EventKinds(1 << 3);
     /// Events that a VM entry injects.
     pub const INJECTION: EventKinds = EventKinds(1 << 4);
@@ -73,7 +74,7 @@ pub struct Event {
     /// Instructions this vCPU had executed since the machine was made; idle time does not count. What
     /// lies between two events of one vCPU is the difference.
     pub instructions: u64,
-    /// RIP: of L1's instruction for entries and VMX instructions, of the guest for the others.
+    /// RIP: of the instruction for entries and VMX instructions, of the guest for the others.
     pub rip: u64,
     /// What happened.
     pub what: Happening,
@@ -182,6 +183,8 @@ pub struct VmExit {
 /// A VMX instruction that completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmInstruction {
+    /// Who executed it: L2 only where its VMCS is shadowed.
+    pub level: Level,
     /// Its mnemonic, in capitals.
     pub name: &'static str,
     /// The address in its memory operand, the field's encoding for VMREAD and VMWRITE, the type for
@@ -198,6 +201,8 @@ pub struct VmInstruction {
 pub struct EptViolation {
     /// An EPT misconfiguration rather than a violation.
     pub misconfiguration: bool,
+    /// The guest gets a virtualization exception (#VE): there is no exit.
+    pub exception: bool,
     /// The address.
     pub guest_physical: u64,
     /// The linear address that led there; `None` where there is none.
@@ -249,13 +254,16 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    pub fn new(capacity: usize) -> Ring {
-        Ring {
-            slots: Vec::with_capacity(capacity),
+    /// `None` where the host has no memory for so many.
+    pub fn new(capacity: usize) -> Option<Ring> {
+        let mut slots = Vec::new();
+        slots.try_reserve_exact(capacity).ok()?;
+        Some(Ring {
+            slots,
             capacity,
             oldest: 0,
             lost: 0,
-        }
+        })
     }
 
     /// Never allocates: room for the capacity is there from the start.
@@ -316,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_full_ring_keeps_the_newest_and_counts_the_others() {
-        let mut ring = Ring::new(3);
+        let mut ring = Ring::new(3).unwrap();
         for tick in 1..=5 {
             ring.push(event(tick));
         }

@@ -124,6 +124,8 @@ pub(crate) struct Watch {
     vcpu: usize,
     /// Machine time less the instructions that the vCPU has executed: constant during its turn.
     offset: Tick,
+    /// The EPT violation that the exception to be delivered stands for.
+    converted: Option<EptViolation>,
     /// RIP of the VMX instruction at hand, its operand and its value.
     rip: u64,
     operand: u64,
@@ -144,22 +146,25 @@ impl Watch {
             places: vec![Place::default(); vcpus],
             vcpu: 0,
             offset: 0,
+            converted: None,
             rip: 0,
             operand: 0,
             value: 0,
         }
     }
 
-    /// Asks for events; what was kept of an earlier request is dropped.
-    pub fn request(&mut self, request: &EventRequest) {
+    /// Asks for events; what was kept of an earlier request is dropped. `None`, with nothing changed,
+    /// where the host has no memory for so many.
+    pub fn request(&mut self, request: &EventRequest) -> Option<()> {
         let capacity = match request.when_full {
             WhenFull::Overwrite => request.capacity,
             // Where the processor stops there is room for what it still finishes.
             WhenFull::Stop => request.capacity.max(1).saturating_add(AT_ONCE),
         };
+        self.ring = Ring::new(capacity)?;
         self.kinds = request.kinds;
         self.when_full = request.when_full;
-        self.ring = Ring::new(capacity);
+        Some(())
     }
 
     pub fn set_stops(&mut self, stops: &ExitStops) {
@@ -262,8 +267,14 @@ pub(crate) fn instruction_done(x: &mut Ctx, name: &'static str) {
         return;
     }
     let failure = answer(x);
+    let level = if x.cpu.vmx.non_root {
+        Level::L2
+    } else {
+        Level::L1
+    };
     if let Some(watch) = watch(x) {
         let what = Happening::VmInstruction(VmInstruction {
+            level,
             name,
             operand: watch.operand,
             value: watch.value,
@@ -397,14 +408,8 @@ pub(crate) fn exited(x: &mut Ctx, exit: &Exit) {
         reason,
         ExitReason::EPT_VIOLATION | ExitReason::EPT_MISCONFIGURATION
     );
-    if missing && watch.wants(EventKinds::EPT_VIOLATION) {
-        let what = Happening::EptViolation(EptViolation {
-            misconfiguration: reason == ExitReason::EPT_MISCONFIGURATION,
-            guest_physical: exit.guest_physical.unwrap_or(0),
-            guest_linear: exit.linear,
-            qualification: exit.qualification,
-        });
-        watch.push(now, rip, what);
+    if missing {
+        watch.push(now, rip, Happening::EptViolation(violation(exit)));
     }
     if watch.wants(EventKinds::VM_EXIT) {
         let what = Happening::VmExit(VmExit {
@@ -432,6 +437,37 @@ pub(crate) fn exited(x: &mut Ctx, exit: &Exit) {
     }
 }
 
+fn violation(exit: &Exit) -> EptViolation {
+    EptViolation {
+        misconfiguration: exit.reason == ExitReason::EPT_MISCONFIGURATION.0,
+        exception: false,
+        guest_physical: exit.guest_physical.unwrap_or(0),
+        guest_linear: exit.linear,
+        qualification: exit.qualification,
+    }
+}
+
+/// What would be the exit `exit` is a virtualization exception to the guest.
+pub(crate) fn converted(x: &mut Ctx, exit: &Exit) {
+    if let Some(watch) = watch(x) {
+        watch.converted = Some(EptViolation {
+            exception: true,
+            ..violation(exit)
+        });
+    }
+}
+
+/// The virtualization exception is about to be delivered; RIP is that of its instruction.
+pub(crate) fn virtualization_exception(x: &mut Ctx) {
+    let (now, rip) = (x.now, x.cpu.rip);
+    if let Some(watch) = watch(x)
+        && let Some(violation) = watch.converted.take()
+    {
+        watch.push(now, rip, Happening::EptViolation(violation));
+        stop_soon(x);
+    }
+}
+
 /// The event of a VM entry is about to be delivered.
 pub(crate) fn injected(x: &mut Ctx) {
     let (now, rip) = (x.now, x.cpu.rip);
@@ -443,6 +479,7 @@ pub(crate) fn injected(x: &mut Ctx) {
     });
     if let Some(watch) = watch(x) {
         watch.push(now, rip, what);
+        stop_soon(x);
     }
 }
 

@@ -35,6 +35,7 @@ pub struct Controls {
     pub pin: u32,
     pub proc1: u32,
     pub proc2: u32,
+    pub proc3: u64,
     pub exit: u32,
 }
 
@@ -43,6 +44,7 @@ pub const SHADOW: Controls = Controls {
     pin: 0,
     proc1: proc1::USE_TPR_SHADOW,
     proc2: 0,
+    proc3: 0,
     exit: 0,
 };
 /// And of the memory-mapped registers the task priority.
@@ -86,12 +88,18 @@ pub fn l1(controls: Controls, fields: &[(Field, u64)], guest: Emit) -> L1 {
     let first = caps.proc1_allowed0()
         | proc1::HLT_EXITING
         | proc1::ACTIVATE_SECONDARY_CONTROLS
-        | controls.proc1;
+        | controls.proc1
+        | if controls.proc3 == 0 {
+            0
+        } else {
+            proc1::ACTIVATE_TERTIARY_CONTROLS
+        };
     let exits = caps.exit_allowed0() | exit::HOST_ADDRESS_SPACE_SIZE | controls.exit;
     let mut all = vec![
         (Field::PIN_BASED_VM_EXEC_CONTROL, u64::from(pins)),
         (Field::CPU_BASED_VM_EXEC_CONTROL, u64::from(first)),
         (Field::VM_EXIT_CONTROLS, u64::from(exits)),
+        (Field::TERTIARY_VM_EXEC_CONTROL, controls.proc3),
         (Field::VIRTUAL_APIC_PAGE_ADDR, VIRTUAL),
         (Field::APIC_ACCESS_ADDR, ACCESS),
         (Field::POSTED_INTR_NV, NOTIFICATION),
