@@ -118,13 +118,13 @@ void operation(void)
 	outcome_of_instruction(enter(0));
 
 	/* The VMCS lies in memory from VMCLEAR on, with its error number too. */
-	prepare(LONG64, &none, &none);
+	prepare(LONG64, &none, &(struct controls){.exit = X_HOST64});
 	vmclear((u64)vmcs_page);
 	__asm__ volatile("vmxoff" ::: "cc");
 	u64 flags = outside_long_mode();
 	vmxon((u64)vmxon_page);
 	vmptrld((u64)vmcs_page);
-	OUTCOME("H030", "a 64-bit host from outside IA-32e mode", flags);
+	OUTCOME("H030", "a 64-bit guest from outside IA-32e mode", flags);
 
 	*(u32 *)other_page = revision | 1u << 31;
 	begin("P005", "VMLAUNCH of a shadow VMCS");
