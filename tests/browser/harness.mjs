@@ -116,6 +116,7 @@ export function condition(page) {
     stop: document.querySelector('#stop')?.textContent ?? '',
     mips: Number.parseFloat(document.querySelector('#speed')?.textContent ?? ''),
     instructions: Number(document.querySelector('#instructions')?.dataset.value),
+    exits: Number(document.querySelector('#exits')?.dataset.value),
   }));
 }
 

@@ -238,6 +238,26 @@ test('Linux boots from files that the user opens, with two CPUs', 'linux', async
   await seen(page, /# nproc\n2$/m, 20_000);
 });
 
+test('Linux runs guests with KVM, whose exits are counted while they happen', 'linux', async (page, site) => {
+  const { guests } = JSON.parse(readFileSync(join(given.guests, 'manifest.json'), 'utf8'));
+  const { name } = guests.find(({ vmx }) => vmx === 'max');
+  await page.goto(at(site, name));
+  // The kernel alone makes no exits; each of these guests makes at least as many as it has been asked for.
+  await seen(page, 'L2 BEGIN real_out', BOOT_MS);
+  const counts = [];
+  for (const test of ['real_out', 'cpuid', 'vmcall', 'long_out', 'mmio', 'touch_cold', 'spin', 'timer']) {
+    await seen(page, new RegExp(`^L2 ${test} ok=1`, 'm'), BOOT_MS);
+    counts.push((await condition(page)).exits);
+  }
+  assert.ok(counts[0] > 0 && counts.every((n, i) => i === 0 || n >= counts[i - 1]), String(counts));
+  await seen(page, 'L2 DONE failures=0', BOOT_MS);
+  await inState(page, 'stopped', BOOT_MS);
+  const { exits } = await condition(page);
+  assert.ok(exits > 5 * 2000, `${exits} exits`);
+  assert.ok(new Set([...counts, exits]).size > 2, `not counted live: ${counts}`);
+  console.log(`     ${exits} exits`);
+});
+
 // ---- helpers ----
 
 /** Drops files on the page, as the browser delivers them. */

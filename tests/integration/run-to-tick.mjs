@@ -1,15 +1,15 @@
 // Runs a guest in WebAssembly to a tick, in Node, and prints as JSON where it stood.
 //
-//     node run-to-tick.mjs KERNEL INITRD COMMAND_LINE MEMORY_BYTES CPUS TICK
+//     node run-to-tick.mjs KERNEL INITRD COMMAND_LINE MEMORY_BYTES CPUS VMX TICK
 
 import { readFileSync } from 'node:fs';
 import init, { Machine } from '../../pkg/hypernest_wasm.js';
 
-const [kernel, initrd, cmdline, memory, cpus, tick] = process.argv.slice(2);
+const [kernel, initrd, cmdline, memory, cpus, vmx, tick] = process.argv.slice(2);
 const target = Number(tick);
 
 await init({ module_or_path: readFileSync(new URL('../../pkg/hypernest_wasm_bg.wasm', import.meta.url)) });
-const options = { memory: Number(memory), cpus: Number(cpus), cmdline };
+const options = { memory: Number(memory), cpus: Number(cpus), cmdline, vmx };
 const machine = new Machine(options, readFileSync(kernel), readFileSync(initrd));
 
 let ticks = 0;

@@ -64,6 +64,8 @@ export interface Status {
   readonly stop?: StopReason;
   /** Instructions retired since boot. */
   readonly instructions: number;
+  /** VM exits since boot. */
+  readonly exits: number;
   /** Guest time since boot, in ticks (ns). */
   readonly ticks: number;
   /** Million instructions per second of time spent executing; 0 until it is known. */

@@ -69,7 +69,7 @@ function header(state: State, actions: Actions): TemplateResult {
 function controls(state: State, actions: Actions): TemplateResult {
   const running = state.status?.state === 'running';
   const { word, text } = condition(state);
-  const { instructions = 0, ticks = 0, mips = 0 } = state.status ?? {};
+  const { instructions = 0, exits = 0, ticks = 0, mips = 0 } = state.status ?? {};
   const verb = running ? 'Pause' : state.status?.state === 'paused' ? 'Resume' : 'Start';
   return html`<div class="controls" role="toolbar" aria-label="Machine">
     <button class="primary" id="toggle" ?disabled=${state.booting || !state.guest} @click=${actions.toggle}>
@@ -80,6 +80,7 @@ function controls(state: State, actions: Actions): TemplateResult {
     <dl>
       ${metric('Speed', mips > 0 ? `${mips.toFixed(mips < 10 ? 1 : 0)} MIPS` : '–', 'speed')}
       ${metric('Instructions', count(instructions), 'instructions', instructions)}
+      ${(state.guest?.vmx ?? 'none') !== 'none' ? metric('VM exits', count(exits), 'exits', exits) : nothing}
       ${metric('Guest time', seconds(ticks), 'time')}
     </dl>
   </div>`;

@@ -39,6 +39,7 @@ let state: RunState = 'paused';
 let stop: StopReason | undefined;
 let ticks = 0;
 let instructions = 0;
+let exits = 0;
 let serialInFlight = 0;
 
 // ---- messages ----
@@ -119,7 +120,7 @@ async function boot(guest: Guest, wanted: number): Promise<void> {
   machine = undefined;
   state = 'paused';
   stop = undefined;
-  ticks = instructions = serialInFlight = 0;
+  ticks = instructions = exits = serialInFlight = 0;
 
   const { memory, cpus, cmdline, vmx } = guest;
   const builtin = guest.kernel.from === 'builtin' ? { builtin: guest.kernel.name } : {};
@@ -251,6 +252,7 @@ function run(machine: Machine, budget: Budget, begin: number): boolean {
   speed.add(executed, ms);
   ticks = report.ticks;
   instructions = report.instructions;
+  exits = report.exits;
 
   const output = machine.take_serial();
   if (output.length > 0) {
@@ -316,6 +318,6 @@ function sendStatus(): void {
   speed.measureLoad();
   post({
     kind: 'status',
-    status: { state, ...(stop ? { stop } : {}), instructions, ticks, mips: speed.mips, load: speed.load },
+    status: { state, ...(stop ? { stop } : {}), instructions, exits, ticks, mips: speed.mips, load: speed.load },
   });
 }

@@ -151,9 +151,53 @@ struct End {
     hash: String,
 }
 
-/// The tick at which the states are compared: in the middle of the kernel's start, after its clocks, its memory
-/// and (with two processors) its processors are up.
-const COMPARED_TICK: u64 = 300_000_000;
+/// A run that must end in the same state however it is executed.
+struct Compared {
+    about: &'static str,
+    cpus: u32,
+    /// Words for its init.
+    words: &'static str,
+    /// VMX profile.
+    vmx: &'static str,
+    /// Where the states are compared.
+    tick: u64,
+    /// What it must have printed by then.
+    printed: &'static str,
+    /// Lengths of blocks, besides the greatest.
+    blocks: &'static [u32],
+}
+
+/// The kernel's start, up to the middle, when its clocks, its memory and (with two processors) its processors
+/// are up; and guests of its KVM, up to those that make exits of all kinds.
+const COMPARED: [Compared; 3] = [
+    Compared {
+        about: "1 processor",
+        cpus: 1,
+        words: STOP_AT_INIT,
+        vmx: "none",
+        tick: 300_000_000,
+        printed: "Linux version",
+        blocks: &[1, 7],
+    },
+    Compared {
+        about: "2 processors",
+        cpus: 2,
+        words: STOP_AT_INIT,
+        vmx: "none",
+        tick: 300_000_000,
+        printed: "Linux version",
+        blocks: &[1, 7],
+    },
+    Compared {
+        about: "KVM",
+        cpus: 1,
+        words: "anchor.n=2000 anchor.mem=8",
+        vmx: "max",
+        tick: 1_250_000_000,
+        printed: "L2 long_out ok=1",
+        blocks: &[7],
+    },
+];
 
 /// The same guest twice, in blocks of 1, 7 and as many instructions as a block holds, and in WebAssembly.
 pub fn determinism() -> Result<Outcome> {
@@ -164,33 +208,31 @@ pub fn determinism() -> Result<Outcome> {
     let cli = build::cli()?;
     build::wasm()?;
     let mut different = Vec::new();
-    for cpus in [1, 2] {
-        let reference = native_end(&cli, kernel, cpus, None)?;
-        println!(
-            "{cpus} processor(s): tick {} hash {}",
-            reference.ticks, reference.hash
-        );
-        if reference.ticks != COMPARED_TICK {
+    for compared in &COMPARED {
+        let about = compared.about;
+        let reference = native_end(&cli, kernel, compared, None)?;
+        println!("{about}: tick {} hash {}", reference.ticks, reference.hash);
+        if reference.ticks != compared.tick {
             bail!(
-                "the run stopped at tick {}, not at {COMPARED_TICK}",
-                reference.ticks
+                "the run stopped at tick {}, not at {}",
+                reference.ticks,
+                compared.tick
             );
         }
         let mut compare = |name: &str, end: Result<End>| -> Result<()> {
-            let end = end.with_context(|| format!("{name}, {cpus} processor(s)"))?;
-            println!(
-                "{cpus} processor(s), {name}: tick {} hash {}",
-                end.ticks, end.hash
-            );
+            let end = end.with_context(|| format!("{name}, {about}"))?;
+            println!("{about}, {name}: tick {} hash {}", end.ticks, end.hash);
             if end != reference {
-                different.push(format!("{name} with {cpus} processor(s)"));
+                different.push(format!("{name} with {about}"));
             }
             Ok(())
         };
-        compare("again", native_end(&cli, kernel, cpus, None))?;
-        compare("blocks of 1", native_end(&cli, kernel, cpus, Some(1)))?;
-        compare("blocks of 7", native_end(&cli, kernel, cpus, Some(7)))?;
-        compare("WebAssembly", wasm_end(kernel, cpus))?;
+        compare("again", native_end(&cli, kernel, compared, None))?;
+        for &length in compared.blocks {
+            let name = format!("blocks of {length}");
+            compare(&name, native_end(&cli, kernel, compared, Some(length)))?;
+        }
+        compare("WebAssembly", wasm_end(kernel, compared))?;
     }
     if !different.is_empty() {
         bail!("ended in another state: {}", different.join(", "));
@@ -198,12 +240,14 @@ pub fn determinism() -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-fn native_end(cli: &Path, kernel: &Kernel, cpus: u32, block: Option<u32>) -> Result<End> {
+fn native_end(cli: &Path, kernel: &Kernel, compared: &Compared, block: Option<u32>) -> Result<End> {
     let report = cache().join("determinism.json");
     let _ = fs::remove_file(&report);
     let mut options = vec![
         "--stop-at".into(),
-        COMPARED_TICK.to_string(),
+        compared.tick.to_string(),
+        "--vmx".into(),
+        compared.vmx.into(),
         "--report-json".into(),
         report.to_string_lossy().into_owned(),
     ];
@@ -211,15 +255,19 @@ fn native_end(cli: &Path, kernel: &Kernel, cpus: u32, block: Option<u32>) -> Res
         options.extend(["--block-length".into(), length.to_string()]);
     }
     let result = LinuxRun {
-        cpus,
+        cpus: compared.cpus,
         options,
-        ..LinuxRun::new(kernel, STOP_AT_INIT)
+        ..LinuxRun::new(kernel, compared.words)
     }
     .capture(cli)?;
     let text = fs::read_to_string(&report);
     if text.is_err() || !result.status.is_some_and(|status| status.success()) {
         show_end(&result);
         bail!("the run ended with {:?}", result.status);
+    }
+    if !result.stdout.contains(compared.printed) {
+        show_end(&result);
+        bail!("the run did not print `{}` in time", compared.printed);
     }
     end(&text?)
 }
@@ -238,17 +286,16 @@ fn end(json: &str) -> Result<End> {
 }
 
 /// The same in Node, through the package that the page uses.
-fn wasm_end(kernel: &Kernel, cpus: u32) -> Result<End> {
+fn wasm_end(kernel: &Kernel, compared: &Compared) -> Result<End> {
     find("node").context("node is missing (package nodejs)")?;
     let mut node = line("node tests/integration/run-to-tick.mjs");
-    node.arg(kernel.image())
-        .arg(kernel.initramfs())
-        .args([
-            format!("{LINUX_ARGS} anchor.stop=boot"),
-            (256 << 20).to_string(),
-            cpus.to_string(),
-        ])
-        .arg(COMPARED_TICK.to_string());
+    node.arg(kernel.image()).arg(kernel.initramfs()).args([
+        format!("{LINUX_ARGS} {}", compared.words),
+        (256 << 20).to_string(),
+        compared.cpus.to_string(),
+        compared.vmx.into(),
+        compared.tick.to_string(),
+    ]);
     println!("$ {}", shown(&node));
     let result = capture(Duration::from_secs(LIMIT_SECONDS), &mut node)?;
     if !result.status.is_some_and(|status| status.success()) {

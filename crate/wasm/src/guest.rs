@@ -88,6 +88,8 @@ pub struct SliceReport {
     pub ticks: u64,
     /// Instructions executed since boot.
     pub instructions: u64,
+    /// VM exits since boot.
+    pub exits: u64,
     /// Why the machine cannot go on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<StopReport>,
@@ -176,6 +178,7 @@ impl Guest {
         SliceReport {
             ticks: self.machine.now(),
             instructions: self.instructions(),
+            exits: self.machine.exit_statistics().map_or(0, |s| s.exits()),
             stop: self.stop.clone(),
         }
     }

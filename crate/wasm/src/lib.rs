@@ -35,6 +35,8 @@ export interface SliceReport {
   ticks: number;
   /** Instructions retired since boot. */
   instructions: number;
+  /** VM exits since boot: of guests inside the guest. */
+  exits: number;
   /** Why the machine cannot go on. */
   stop?: { kind: string; message: string };
 }
