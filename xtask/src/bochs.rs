@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -25,41 +25,21 @@ pub fn serial(
     end: &str,
     limit: Duration,
 ) -> Result<Judged> {
-    if find("bochs").is_none() {
-        return Ok(Judged::Missing(
-            "bochs (packages bochs, bochsbios, vgabios)",
-        ));
-    }
-    if find("grub-mkrescue").is_none() || find("xorriso").is_none() {
-        return Ok(Judged::Missing(
-            "what makes its CD (packages grub-pc-bin, grub-common, xorriso, mtools)",
-        ));
+    if let Some(missing) = missing() {
+        return Ok(Judged::Missing(missing));
     }
     let dir = cache().join("bochs-judge");
-    let boot = dir.join("cd/boot");
-    fs::create_dir_all(boot.join("grub"))?;
-    fs::copy(program, boot.join("program"))?;
-    let menu =
-        format!("set timeout=0\nmenuentry p {{\n multiboot /boot/program {command_line}\n}}\n");
-    fs::write(boot.join("grub/grub.cfg"), menu)?;
-    run(command("grub-mkrescue")
-        .args(["--quiet", "-o"])
-        .arg(dir.join("cd.iso"))
-        .arg(dir.join("cd")))?;
-    fs::write(dir.join("bochsrc"), config(model))?;
-    // A Bochs with its debugger waits for this word.
-    fs::write(dir.join("continue"), "c\n")?;
+    let menu = format!("multiboot /boot/program {command_line}");
+    make_cd(&dir, &menu, &[(program, "program")])?;
+    configure(
+        &dir,
+        "rfb, options=\"timeout=0\"",
+        &format!("model={model}, "),
+    )?;
     let file = dir.join("serial.txt");
     let _ = fs::remove_file(&file);
     let start = Instant::now();
-    let mut bochs = Group::spawn(
-        command("bochs")
-            .args(["-q", "-f", "bochsrc"])
-            .current_dir(&dir)
-            .stdin(fs::File::open(dir.join("continue"))?)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null()),
-    )?;
+    let mut bochs = Group::spawn(in_dir(&dir)?.stdout(Stdio::null()).stderr(Stdio::null()))?;
     loop {
         let sent = fs::read(&file).unwrap_or_default();
         let text = String::from_utf8_lossy(&sent).replace('\r', "");
@@ -79,12 +59,51 @@ pub fn serial(
     }
 }
 
-/// Sound needs a dummy: without a sound card Debian's Bochs crashes.
-fn config(model: &str) -> String {
-    format!(
-        "display_library: rfb, options=\"timeout=0\"
+/// What of Bochs, or of what makes its CD, is not there.
+pub fn missing() -> Option<&'static str> {
+    if find("bochs").is_none() {
+        Some("bochs (packages bochs, bochsbios, vgabios)")
+    } else if find("grub-mkrescue").is_none() || find("xorriso").is_none() {
+        Some("what makes Bochs' CD (packages grub-pc-bin, grub-common, xorriso, mtools)")
+    } else {
+        None
+    }
+}
+
+/// Makes the CD of `dir` with these files in `/boot`, booted by the boot loader's `commands`.
+pub fn make_cd(dir: &Path, commands: &str, files: &[(&Path, &str)]) -> Result<()> {
+    let boot = dir.join("cd/boot");
+    fs::create_dir_all(boot.join("grub"))?;
+    for (from, name) in files {
+        fs::copy(from, boot.join(name))?;
+    }
+    let menu = format!("set timeout=0\nmenuentry guest {{\n{commands}\n}}\n");
+    fs::write(boot.join("grub/grub.cfg"), menu)?;
+    run(command("grub-mkrescue")
+        .args(["--quiet", "-o"])
+        .arg(dir.join("cd.iso"))
+        .arg(dir.join("cd")))
+}
+
+/// Bochs in `dir`, which [`configure`] and [`make_cd`] prepared.
+pub fn in_dir(dir: &Path) -> Result<Command> {
+    let mut bochs = command("bochs");
+    bochs
+        .args(["-q", "-f", "bochsrc"])
+        .current_dir(dir)
+        .stdin(fs::File::open(dir.join("continue"))?);
+    Ok(bochs)
+}
+
+/// Writes Bochs' configuration; `cpu` is what its line for the processor begins with.
+pub fn configure(dir: &Path, display: &str, cpu: &str) -> Result<()> {
+    // A Bochs with its debugger waits for this word.
+    fs::write(dir.join("continue"), "c\n")?;
+    // Sound needs a dummy: without a sound card Debian's Bochs crashes.
+    let text = format!(
+        "display_library: {display}
 megs: 256
-cpu: model={model}, count=1, ips=100000000, reset_on_triple_fault=0
+cpu: {cpu}count=1, ips=100000000, reset_on_triple_fault=0
 clock: sync=none
 sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
 ata0-master: type=cdrom, path=cd.iso, status=inserted
@@ -95,5 +114,7 @@ panic: action=fatal
 error: action=ignore
 info: action=ignore
 "
-    )
+    );
+    fs::write(dir.join("bochsrc"), text)?;
+    Ok(())
 }

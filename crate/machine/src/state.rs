@@ -141,6 +141,11 @@ impl Machine {
             ),
             ("CPU model", theirs.model.clone(), ours.model.clone()),
             (
+                "VMX",
+                format!("{:?}", theirs.vmx),
+                format!("{:?}", ours.vmx),
+            ),
+            (
                 "number of vCPUs",
                 saved.vcpu.len().to_string(),
                 self.engine.vcpus().to_string(),

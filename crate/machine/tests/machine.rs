@@ -304,10 +304,11 @@ fn a_state_that_does_not_fit_is_refused_and_changes_nothing() {
     machine.run(&Until::tick(1000)).unwrap();
     let state = machine.save().unwrap();
     let before = machine.state_hash().unwrap();
-    let bad: [fn(&mut MachineState); 6] = [
+    let bad: [fn(&mut MachineState); 7] = [
         |s| s.version += 1,
         |s| s.config.memory *= 2,
         |s| s.config.model.push('x'),
+        |s| s.config.vmx = VmxChoice::Max,
         |s| s.vcpu.clear(),
         |s| s.vcpu[0].cr0 = 1 << 31,
         |s| s.board.custom.push(("gone".into(), vec![])),

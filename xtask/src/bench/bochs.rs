@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::measure::{Run, Usage, contains};
+use crate::bochs;
 use crate::guests::{Kernel, MARKER};
-use crate::run::{Group, cache, capture, command, find, run};
+use crate::run::{Group, cache, capture};
 
 /// A prepared boot.
 pub struct Bochs {
@@ -19,44 +20,26 @@ pub struct Bochs {
 impl Bochs {
     /// Makes the CD; `None` where Bochs or grub-mkrescue is missing.
     pub fn prepare(kernel: &Kernel, append: &str) -> Result<Option<Self>> {
-        if find("bochs").is_none() {
-            return Ok(None);
-        }
-        if find("grub-mkrescue").is_none() || find("xorriso").is_none() {
-            println!(
-                "Bochs is there, but not what makes its CD (packages grub-pc-bin, grub-common, xorriso, mtools)"
-            );
+        if let Some(missing) = bochs::missing() {
+            println!("not measured: {missing}");
             return Ok(None);
         }
         let dir = cache().join("bochs");
-        let boot = dir.join("cd/boot");
-        fs::create_dir_all(boot.join("grub"))?;
-        fs::copy(kernel.image(), boot.join("vmlinuz"))?;
-        fs::copy(kernel.initramfs(), boot.join("initramfs"))?;
-        let menu = format!(
-            "set timeout=0\nmenuentry linux {{\n linux /boot/vmlinuz {append}\n initrd /boot/initramfs\n}}\n"
-        );
-        fs::write(boot.join("grub/grub.cfg"), menu)?;
-        run(command("grub-mkrescue")
-            .args(["--quiet", "-o"])
-            .arg(dir.join("cd.iso"))
-            .arg(dir.join("cd")))?;
-        let prepared = Self { dir };
+        let menu = format!("linux /boot/vmlinuz {append}\ninitrd /boot/initramfs");
+        let files = [
+            (&*kernel.image(), "vmlinuz"),
+            (&*kernel.initramfs(), "initramfs"),
+        ];
+        bochs::make_cd(&dir, &menu, &files)?;
         for display in ["nogui", "rfb, options=\"timeout=0\""] {
-            fs::write(prepared.dir.join("bochsrc"), config(display))?;
-            let tried = capture(Duration::from_secs(3), &mut prepared.command())?;
+            bochs::configure(&dir, display, "")?;
+            let tried = capture(Duration::from_secs(3), &mut bochs::in_dir(&dir)?)?;
             if !(tried.stdout + &tried.stderr).contains("not available") {
-                return Ok(Some(prepared));
+                return Ok(Some(Self { dir }));
             }
         }
         println!("Bochs is there, but not built to run without a window");
         Ok(None)
-    }
-
-    fn command(&self) -> std::process::Command {
-        let mut bochs = command("bochs");
-        bochs.args(["-q", "-f", "bochsrc"]).current_dir(&self.dir);
-        bochs
     }
 
     /// One run from power-on to the marker, firmware and boot loader included.
@@ -64,7 +47,11 @@ impl Bochs {
         let serial = self.dir.join("serial.txt");
         let _ = fs::remove_file(&serial);
         let start = Instant::now();
-        let mut group = Group::spawn(self.command().stdout(Stdio::null()).stderr(Stdio::null()))?;
+        let mut group = Group::spawn(
+            bochs::in_dir(&self.dir)?
+                .stdout(Stdio::null())
+                .stderr(Stdio::null()),
+        )?;
         let mut last = Usage::default();
         loop {
             std::thread::sleep(Duration::from_millis(20));
@@ -87,21 +74,4 @@ impl Bochs {
             }
         }
     }
-}
-
-fn config(display: &str) -> String {
-    format!(
-        "display_library: {display}
-megs: 256
-cpu: count=1, ips=100000000, reset_on_triple_fault=0
-clock: sync=none
-ata0-master: type=cdrom, path=cd.iso, status=inserted
-boot: cdrom
-com1: enabled=1, mode=file, dev=serial.txt
-log: bochs.log
-panic: action=fatal
-error: action=ignore
-info: action=ignore
-"
-    )
 }

@@ -27,7 +27,7 @@ const EPT_VPID: u64 = 1
     | 1 << 32
     | 0xf << 40;
 
-/// Preemption timer at 1/32 of the TSC, LMA saved (5), activity states HLT, shutdown and
+/// Preemption timer at the rate of the TSC (4:0), LMA saved (5), activity states HLT, shutdown and
 /// wait-for-SIPI (6-8), four CR3 targets, VMWRITE to any field (29), software events of length 0 (30).
 const MISC: u64 = 1 << 5 | 7 << 6 | 4 << 16 | 1 << 29 | 1 << 30;
 
