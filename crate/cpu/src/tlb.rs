@@ -46,7 +46,7 @@ const EMPTY: Entry = Entry {
     addend: 0,
 };
 
-const SLOTS: usize = 1024;
+const SLOTS: usize = 4096;
 const SPACES: u64 = 1 << 10;
 
 /// An address space of a guest (Vol. 3C, "Creating and Using Cached Translation Information").
