@@ -25,9 +25,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// What `--vmx max` may lack. Everything else has to be observed.
 const NOT_OFFERED: &[&str] = &[
-    "proc1.17",
     "proc2.23",
-    "proc3.4",
     "proc3.8",
     "exit.29",
     "exit.31",
