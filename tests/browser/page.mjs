@@ -30,7 +30,7 @@ const test = (name, needs, run) => tests.push({ name, needs, run });
 
 test('the first screen is a hypervisor that shows the exits of its guest', 'first', async (page) => {
   const text = await seen(page, /exits: 2 CPUID, 1 RDMSR/, 20_000);
-  assert.match(text, /^13 +48 +EPT violation +182 .*maps a page at 203000$/m);
+  assert.match(text, /^13 +48 +EPT violation +582 .*maps a page at 203000$/m);
   assert.match(text, /L2 says: all came back right/);
   await inState(page, 'stopped');
   assert.match(await page.textContent('#stop'), /powered off/);
