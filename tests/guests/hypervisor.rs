@@ -8,7 +8,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use hypernest_cpu::{Model, VmxChoice};
-use hypernest_vmcs::{ExitReason, Field, entry, exit, proc1, proc2};
+use hypernest_vmcs::{ExitReason, Field, GuestSegment, entry, exit, proc1, proc2};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
@@ -227,34 +227,12 @@ fn fields() -> Vec<(Field, u64)> {
         (F::GUEST_RIP, L2_BASE + L2_CODE),
         (F::GUEST_RSP, L2_BASE + L2_STACK),
     ];
-    for (selector, access, limit) in [
-        (
-            F::GUEST_ES_SELECTOR,
-            F::GUEST_ES_AR_BYTES,
-            F::GUEST_ES_LIMIT,
-        ),
-        (
-            F::GUEST_SS_SELECTOR,
-            F::GUEST_SS_AR_BYTES,
-            F::GUEST_SS_LIMIT,
-        ),
-        (
-            F::GUEST_DS_SELECTOR,
-            F::GUEST_DS_AR_BYTES,
-            F::GUEST_DS_LIMIT,
-        ),
-        (
-            F::GUEST_FS_SELECTOR,
-            F::GUEST_FS_AR_BYTES,
-            F::GUEST_FS_LIMIT,
-        ),
-        (
-            F::GUEST_GS_SELECTOR,
-            F::GUEST_GS_AR_BYTES,
-            F::GUEST_GS_LIMIT,
-        ),
-    ] {
-        list.extend([(selector, 16), (access, 0xc093), (limit, 0xffff_ffff)]);
+    for segment in GuestSegment::DATA {
+        list.extend([
+            (segment.selector, 16),
+            (segment.rights, 0xc093),
+            (segment.limit, 0xffff_ffff),
+        ]);
     }
     list
 }

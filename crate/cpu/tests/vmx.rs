@@ -5,7 +5,7 @@ mod support;
 use hypernest_cpu::{
     Model, Processor, ProcessorConfig, Ram, Stop, VcpuState, VmxChoice, VmxProfile,
 };
-use hypernest_vmcs::{ExitReason, Field, entry, exit, pin, proc1, proc2};
+use hypernest_vmcs::{ExitReason, Field, GuestSegment, entry, exit, pin, proc1, proc2};
 use iced_x86::code_asm::{
     CodeAssembler, al, ax, byte_ptr, ds, eax, ecx, edx, qword_ptr, r8, r9, r10, rax, rcx, rdx, rsi,
     ss,
@@ -164,34 +164,12 @@ fn fields(profile: &VmxProfile, state: &VcpuState, ept: bool) -> Vec<(Field, u64
         (F::GUEST_RIP, GUEST),
         (F::GUEST_RSP, GUEST_STACK),
     ];
-    for (selector, access, limit) in [
-        (
-            F::GUEST_ES_SELECTOR,
-            F::GUEST_ES_AR_BYTES,
-            F::GUEST_ES_LIMIT,
-        ),
-        (
-            F::GUEST_SS_SELECTOR,
-            F::GUEST_SS_AR_BYTES,
-            F::GUEST_SS_LIMIT,
-        ),
-        (
-            F::GUEST_DS_SELECTOR,
-            F::GUEST_DS_AR_BYTES,
-            F::GUEST_DS_LIMIT,
-        ),
-        (
-            F::GUEST_FS_SELECTOR,
-            F::GUEST_FS_AR_BYTES,
-            F::GUEST_FS_LIMIT,
-        ),
-        (
-            F::GUEST_GS_SELECTOR,
-            F::GUEST_GS_AR_BYTES,
-            F::GUEST_GS_LIMIT,
-        ),
-    ] {
-        list.extend([(selector, 16), (access, flat), (limit, 0xffff_ffff)]);
+    for segment in GuestSegment::DATA {
+        list.extend([
+            (segment.selector, 16),
+            (segment.rights, flat),
+            (segment.limit, 0xffff_ffff),
+        ]);
     }
     if ept {
         list.extend([
@@ -402,67 +380,19 @@ fn v86(list: &mut Vec<(Field, u64)>, iopl: u64) {
         (F::GUEST_RIP, 0),
         (F::GUEST_RSP, 0x1000),
     ]);
-    for (selector, (field, base, limit, access)) in [
-        (
-            GUEST >> 4,
-            (
-                F::GUEST_CS_SELECTOR,
-                F::GUEST_CS_BASE,
-                F::GUEST_CS_LIMIT,
-                F::GUEST_CS_AR_BYTES,
-            ),
-        ),
-        (
-            0x5000,
-            (
-                F::GUEST_SS_SELECTOR,
-                F::GUEST_SS_BASE,
-                F::GUEST_SS_LIMIT,
-                F::GUEST_SS_AR_BYTES,
-            ),
-        ),
-        (
-            0x6800,
-            (
-                F::GUEST_DS_SELECTOR,
-                F::GUEST_DS_BASE,
-                F::GUEST_DS_LIMIT,
-                F::GUEST_DS_AR_BYTES,
-            ),
-        ),
-        (
-            0,
-            (
-                F::GUEST_ES_SELECTOR,
-                F::GUEST_ES_BASE,
-                F::GUEST_ES_LIMIT,
-                F::GUEST_ES_AR_BYTES,
-            ),
-        ),
-        (
-            0,
-            (
-                F::GUEST_FS_SELECTOR,
-                F::GUEST_FS_BASE,
-                F::GUEST_FS_LIMIT,
-                F::GUEST_FS_AR_BYTES,
-            ),
-        ),
-        (
-            0,
-            (
-                F::GUEST_GS_SELECTOR,
-                F::GUEST_GS_BASE,
-                F::GUEST_GS_LIMIT,
-                F::GUEST_GS_AR_BYTES,
-            ),
-        ),
+    for (selector, segment) in [
+        (GUEST >> 4, GuestSegment::CS),
+        (0x5000, GuestSegment::SS),
+        (0x6800, GuestSegment::DS),
+        (0, GuestSegment::ES),
+        (0, GuestSegment::FS),
+        (0, GuestSegment::GS),
     ] {
         list.extend([
-            (field, selector),
-            (base, selector << 4),
-            (limit, 0xffff),
-            (access, 0xf3),
+            (segment.selector, selector),
+            (segment.base, selector << 4),
+            (segment.limit, 0xffff),
+            (segment.rights, 0xf3),
         ]);
     }
 }

@@ -6,7 +6,7 @@
 use std::sync::{Arc, LazyLock};
 
 use hypernest_cpu::{Model, SegmentState, TableState, Tick, VcpuState, VmxChoice, VmxProfile};
-use hypernest_vmcs::{Field, entry, exit, pin, proc1, proc2};
+use hypernest_vmcs::{Field, GuestSegment, entry, exit, pin, proc1, proc2};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, eax, ecx, edx, qword_ptr, r8, r9, r10, rax, rsi};
 
@@ -308,35 +308,13 @@ fn fields(profile: &VmxProfile, state: &VcpuState, source: &mut Source) -> Vec<(
         (F::VIRTUAL_APIC_PAGE_ADDR, PAGES),
         (F::APIC_ACCESS_ADDR, PAGES + 0x1000),
     ];
-    for (selector, access, segment_limit) in [
-        (
-            F::GUEST_ES_SELECTOR,
-            F::GUEST_ES_AR_BYTES,
-            F::GUEST_ES_LIMIT,
-        ),
-        (
-            F::GUEST_SS_SELECTOR,
-            F::GUEST_SS_AR_BYTES,
-            F::GUEST_SS_LIMIT,
-        ),
-        (
-            F::GUEST_DS_SELECTOR,
-            F::GUEST_DS_AR_BYTES,
-            F::GUEST_DS_LIMIT,
-        ),
-        (
-            F::GUEST_FS_SELECTOR,
-            F::GUEST_FS_AR_BYTES,
-            F::GUEST_FS_LIMIT,
-        ),
-        (
-            F::GUEST_GS_SELECTOR,
-            F::GUEST_GS_AR_BYTES,
-            F::GUEST_GS_LIMIT,
-        ),
-    ] {
+    for segment in GuestSegment::DATA {
         let chosen = if real { 0 } else { 0x10 };
-        list.extend([(selector, chosen), (access, flat), (segment_limit, limit)]);
+        list.extend([
+            (segment.selector, chosen),
+            (segment.rights, flat),
+            (segment.limit, limit),
+        ]);
     }
     for (base, address, count) in [
         (1, F::VM_EXIT_MSR_STORE_ADDR, F::VM_EXIT_MSR_STORE_COUNT),

@@ -32,6 +32,7 @@ mod identify;
 mod instruction_error;
 mod layout;
 pub mod nested_state;
+mod segment;
 #[cfg(test)]
 mod testing;
 mod translate;
@@ -51,5 +52,6 @@ pub use identify::{Candidate, Evidence, identify};
 pub use instruction_error::InstructionError;
 pub use layout::{LaunchState, Layout, LayoutError, Slot, TableError, TableProblem, revision};
 pub use nested_state::NestedState;
+pub use segment::GuestSegment;
 pub use translate::{Fate, Losses, TranslateError, Translation};
 pub use vmcs::Vmcs;

@@ -99,12 +99,12 @@ fn load_guest(x: &mut Ctx) {
     if has(entry::LOAD_IA32_PAT) {
         cpu.msrs.pat = word(Field::GUEST_IA32_PAT);
     }
-    for (seg, selector, base, limit, access) in SEGMENTS {
+    for (seg, fields) in SEGMENTS {
         cpu.segments[seg as usize] = SegmentState {
-            selector: word(selector) as u16,
-            base: word(base),
-            limit: word(limit) as u32,
-            rights: word(access) as u32,
+            selector: word(fields.selector) as u16,
+            base: word(fields.base),
+            limit: word(fields.limit) as u32,
+            rights: word(fields.rights) as u32,
         };
     }
     cpu.gdtr = crate::TableState {

@@ -1,6 +1,6 @@
 //! VM exits (Vol. 3C, "VM Exits"): what is recorded, saved and loaded.
 
-use hypernest_vmcs::{ExitReason, Field, entry, exit as controls, pin, proc1, proc2};
+use hypernest_vmcs::{ExitReason, Field, GuestSegment, entry, exit as controls, pin, proc1, proc2};
 
 use super::abort;
 use super::pml::Marks;
@@ -162,19 +162,16 @@ fn record(x: &mut Ctx, exit: &Exit) {
     vmcs.set(Field::VM_ENTRY_INTR_INFO_FIELD, inject);
 }
 
-/// Fields of a segment register: selector, base, limit, access rights.
-pub(super) type SegmentFields = (Seg, Field, Field, Field, Field);
-
-#[rustfmt::skip]
-pub(super) const SEGMENTS: [SegmentFields; 8] = [
-    (Seg::Es, Field::GUEST_ES_SELECTOR, Field::GUEST_ES_BASE, Field::GUEST_ES_LIMIT, Field::GUEST_ES_AR_BYTES),
-    (Seg::Cs, Field::GUEST_CS_SELECTOR, Field::GUEST_CS_BASE, Field::GUEST_CS_LIMIT, Field::GUEST_CS_AR_BYTES),
-    (Seg::Ss, Field::GUEST_SS_SELECTOR, Field::GUEST_SS_BASE, Field::GUEST_SS_LIMIT, Field::GUEST_SS_AR_BYTES),
-    (Seg::Ds, Field::GUEST_DS_SELECTOR, Field::GUEST_DS_BASE, Field::GUEST_DS_LIMIT, Field::GUEST_DS_AR_BYTES),
-    (Seg::Fs, Field::GUEST_FS_SELECTOR, Field::GUEST_FS_BASE, Field::GUEST_FS_LIMIT, Field::GUEST_FS_AR_BYTES),
-    (Seg::Gs, Field::GUEST_GS_SELECTOR, Field::GUEST_GS_BASE, Field::GUEST_GS_LIMIT, Field::GUEST_GS_AR_BYTES),
-    (Seg::Ldtr, Field::GUEST_LDTR_SELECTOR, Field::GUEST_LDTR_BASE, Field::GUEST_LDTR_LIMIT, Field::GUEST_LDTR_AR_BYTES),
-    (Seg::Tr, Field::GUEST_TR_SELECTOR, Field::GUEST_TR_BASE, Field::GUEST_TR_LIMIT, Field::GUEST_TR_AR_BYTES),
+/// The segment registers and their fields.
+pub(super) const SEGMENTS: [(Seg, GuestSegment); 8] = [
+    (Seg::Es, GuestSegment::ES),
+    (Seg::Cs, GuestSegment::CS),
+    (Seg::Ss, GuestSegment::SS),
+    (Seg::Ds, GuestSegment::DS),
+    (Seg::Fs, GuestSegment::FS),
+    (Seg::Gs, GuestSegment::GS),
+    (Seg::Ldtr, GuestSegment::LDTR),
+    (Seg::Tr, GuestSegment::TR),
 ];
 
 fn save_guest(x: &mut Ctx, exit: &Exit) {
@@ -235,12 +232,12 @@ fn save_guest(x: &mut Ctx, exit: &Exit) {
     if save_efer {
         vmcs.set(Field::GUEST_IA32_EFER, cpu.msrs.efer);
     }
-    for (seg, selector, base, limit, access) in SEGMENTS {
+    for (seg, fields) in SEGMENTS {
         let segment = &cpu.segments[seg as usize];
-        vmcs.set(selector, u64::from(segment.selector));
-        vmcs.set(base, segment.base);
-        vmcs.set(limit, u64::from(segment.limit));
-        vmcs.set(access, u64::from(segment.rights));
+        vmcs.set(fields.selector, u64::from(segment.selector));
+        vmcs.set(fields.base, segment.base);
+        vmcs.set(fields.limit, u64::from(segment.limit));
+        vmcs.set(fields.rights, u64::from(segment.rights));
     }
     vmcs.set(Field::GUEST_GDTR_BASE, cpu.gdtr.base);
     vmcs.set(Field::GUEST_GDTR_LIMIT, u64::from(cpu.gdtr.limit));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hypernest_cpu::{
     Model, Processor, ProcessorConfig, Ram, Stop, Tick, VcpuState, VmxChoice, VmxProfile,
 };
-use hypernest_vmcs::{ExitReason, Field, entry, exit, pin, proc1, proc2};
+use hypernest_vmcs::{ExitReason, Field, GuestSegment, entry, exit, pin, proc1, proc2};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, eax, ecx, edx, qword_ptr, rax, rcx, rsi};
 
@@ -306,35 +306,12 @@ impl L1 {
             (F::GUEST_RIP, GUEST),
             (F::GUEST_RSP, GUEST_STACK),
         ];
-        let data = [
-            (
-                F::GUEST_ES_SELECTOR,
-                F::GUEST_ES_AR_BYTES,
-                F::GUEST_ES_LIMIT,
-            ),
-            (
-                F::GUEST_SS_SELECTOR,
-                F::GUEST_SS_AR_BYTES,
-                F::GUEST_SS_LIMIT,
-            ),
-            (
-                F::GUEST_DS_SELECTOR,
-                F::GUEST_DS_AR_BYTES,
-                F::GUEST_DS_LIMIT,
-            ),
-            (
-                F::GUEST_FS_SELECTOR,
-                F::GUEST_FS_AR_BYTES,
-                F::GUEST_FS_LIMIT,
-            ),
-            (
-                F::GUEST_GS_SELECTOR,
-                F::GUEST_GS_AR_BYTES,
-                F::GUEST_GS_LIMIT,
-            ),
-        ];
-        for (selector, access, limit) in data {
-            list.extend([(selector, 16), (access, 0xc093), (limit, 0xffff_ffff)]);
+        for segment in GuestSegment::DATA {
+            list.extend([
+                (segment.selector, 16),
+                (segment.rights, 0xc093),
+                (segment.limit, 0xffff_ffff),
+            ]);
         }
         if secondary & proc2::ENABLE_EPT != 0 {
             list.push((F::EPT_POINTER, eptp(EPT)));

@@ -4,6 +4,7 @@
 //! the rows on TR, LDTR, bases and FRED hold for it too.
 
 use super::*;
+use crate::segment::GuestSegment as Segment;
 
 const fn seg(
     id: &'static str,
@@ -208,63 +209,14 @@ pub(super) const ROWS: &[EntryCheck] = &[
     }),
 ];
 
-/// The four fields of a segment register.
-#[derive(Clone, Copy)]
-pub(super) struct Segment {
-    selector: Field,
-    base: Field,
-    limit: Field,
-    pub(super) rights: Field,
-}
-
-const ES: Segment = Segment {
-    selector: Field::GUEST_ES_SELECTOR,
-    base: Field::GUEST_ES_BASE,
-    limit: Field::GUEST_ES_LIMIT,
-    rights: Field::GUEST_ES_AR_BYTES,
-};
-pub(super) const CS: Segment = Segment {
-    selector: Field::GUEST_CS_SELECTOR,
-    base: Field::GUEST_CS_BASE,
-    limit: Field::GUEST_CS_LIMIT,
-    rights: Field::GUEST_CS_AR_BYTES,
-};
-pub(super) const SS: Segment = Segment {
-    selector: Field::GUEST_SS_SELECTOR,
-    base: Field::GUEST_SS_BASE,
-    limit: Field::GUEST_SS_LIMIT,
-    rights: Field::GUEST_SS_AR_BYTES,
-};
-const DS: Segment = Segment {
-    selector: Field::GUEST_DS_SELECTOR,
-    base: Field::GUEST_DS_BASE,
-    limit: Field::GUEST_DS_LIMIT,
-    rights: Field::GUEST_DS_AR_BYTES,
-};
-const FS: Segment = Segment {
-    selector: Field::GUEST_FS_SELECTOR,
-    base: Field::GUEST_FS_BASE,
-    limit: Field::GUEST_FS_LIMIT,
-    rights: Field::GUEST_FS_AR_BYTES,
-};
-const GS: Segment = Segment {
-    selector: Field::GUEST_GS_SELECTOR,
-    base: Field::GUEST_GS_BASE,
-    limit: Field::GUEST_GS_LIMIT,
-    rights: Field::GUEST_GS_AR_BYTES,
-};
-const LDTR: Segment = Segment {
-    selector: Field::GUEST_LDTR_SELECTOR,
-    base: Field::GUEST_LDTR_BASE,
-    limit: Field::GUEST_LDTR_LIMIT,
-    rights: Field::GUEST_LDTR_AR_BYTES,
-};
-const TR: Segment = Segment {
-    selector: Field::GUEST_TR_SELECTOR,
-    base: Field::GUEST_TR_BASE,
-    limit: Field::GUEST_TR_LIMIT,
-    rights: Field::GUEST_TR_AR_BYTES,
-};
+const ES: Segment = Segment::ES;
+pub(super) const CS: Segment = Segment::CS;
+pub(super) const SS: Segment = Segment::SS;
+const DS: Segment = Segment::DS;
+const FS: Segment = Segment::FS;
+const GS: Segment = Segment::GS;
+const LDTR: Segment = Segment::LDTR;
+const TR: Segment = Segment::TR;
 const RFLAGS: Field = Field::GUEST_RFLAGS;
 
 // Access rights: SDM Vol. 3C, table "Format of Access Rights".
