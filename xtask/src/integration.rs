@@ -329,7 +329,8 @@ pub fn fuzz(time: Duration) -> Result<Outcome> {
         fuzz.arg("--");
         // The pinned compiler has what the fuzzer's instrumentation needs, behind this door.
         fuzz.env("RUSTC_BOOTSTRAP", "1")
-            .arg(format!("-max_total_time={}", time.as_secs()));
+            .arg(format!("-max_total_time={}", time.as_secs()))
+            .args(["-verbosity=0", "-print_final_stats=1"]);
         run(&mut fuzz)?;
     }
     Ok(Outcome::Passed)

@@ -1,11 +1,11 @@
 //! Running other programs: shown before they run, with a limit in time, and ended with their children.
 
 use std::ffi::OsString;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -125,11 +125,75 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// As [`run`], and an error also when it takes longer than `limit`.
 pub fn run_within(limit: Duration, command: &mut Command) -> Result<()> {
     println!("$ {}", shown(command));
-    match Group::spawn(command)?.wait(limit)? {
-        Some(status) if status.success() => Ok(()),
+    let mut group = Group::spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+    let stdout = relay(group.0.stdout.take(), std::io::stdout());
+    let stderr = relay(group.0.stderr.take(), std::io::stderr());
+    let status = group.wait(limit)?;
+    let relays = [("standard output", stdout), ("standard error", stderr)];
+    for (_, relay) in &relays {
+        relay.settle();
+    }
+    if status.is_some_and(|status| status.success()) {
+        return Ok(());
+    }
+    for (stream, relay) in relays {
+        let text = relay.lines.lock().map(|lines| lines.join("\n"));
+        let heading = format!("the end of {stream} of {}", shown(command));
+        if let (Ok(mut kept), Ok(text)) = (FAILURES.lock(), text) {
+            kept.push(format!("---- {heading}:\n{text}"));
+        }
+    }
+    match status {
         Some(status) => bail!("{} ended with {status}", shown(command)),
         None => bail!("{} was ended after {} s", shown(command), limit.as_secs()),
     }
+}
+
+/// Lines kept of each stream of a program that failed.
+const KEPT: usize = 60;
+
+static FAILURES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// What the programs that failed so far printed last, to be shown where a reader looks first.
+pub fn failures() -> Vec<String> {
+    FAILURES.lock().map(|kept| kept.clone()).unwrap_or_default()
+}
+
+/// Copies a stream, and keeps its last lines.
+struct Relay {
+    lines: Arc<Mutex<Vec<String>>>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Relay {
+    /// Waits for the stream's end, but not for a process left behind that holds it open.
+    fn settle(&self) {
+        let start = Instant::now();
+        while !self.thread.is_finished() && start.elapsed() < Duration::from_secs(1) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+fn relay(from: Option<impl Read + Send + 'static>, mut to: impl Write + Send + 'static) -> Relay {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let kept = lines.clone();
+    let thread = std::thread::spawn(move || {
+        let Some(from) = from else { return };
+        let mut from = BufReader::new(from);
+        let mut line = Vec::new();
+        while from.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+            let _ = to.write_all(&line).and_then(|()| to.flush()); // nobody may be listening
+            if let Ok(mut kept) = kept.lock() {
+                if kept.len() == KEPT {
+                    kept.remove(0);
+                }
+                kept.push(String::from_utf8_lossy(&line).trim_end().into());
+            }
+            line.clear();
+        }
+    });
+    Relay { lines, thread }
 }
 
 /// What a program prints; an error unless it succeeds.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::run;
 use suites::SUITES;
 
 /// How a suite ended, when it did not fail.
@@ -65,6 +66,9 @@ pub fn main(args: &[&str]) -> Result<bool> {
         .filter(|suite| args.is_empty() || args.contains(&suite.name));
     let rows: Vec<Row> = chosen.map(run_suite).collect();
 
+    for failure in run::failures() {
+        println!("\n{failure}");
+    }
     println!("\n{:12} {:8} {:>8}", "suite", "result", "time");
     for row in &rows {
         println!(
