@@ -6,8 +6,10 @@ use alloc::vec::Vec;
 use crate::field::{Field, FieldSet};
 use crate::vmcs::Vmcs;
 
+mod map;
 mod table;
 
+pub use map::{RegionMap, RegionPage};
 pub use table::{TableError, TableProblem};
 
 include!(concat!(env!("OUT_DIR"), "/layouts.rs"));
