@@ -31,6 +31,7 @@ mod field;
 mod identify;
 mod instruction_error;
 mod layout;
+pub mod migration;
 pub mod nested_state;
 mod segment;
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use hypernest_vmcs::migration::MAGIC;
 use hypernest_vmcs::{
     Candidate, Dump, FieldSet, Layout, NestedState, Vmcs, identify, nested_state, revision,
 };
@@ -29,25 +30,28 @@ pub struct Found {
     pub fields: FieldSet,
 }
 
-/// Reads a file, `-` for standard input, and finds out what it is.
-pub fn open(path: &Path) -> Result<Input> {
+/// Reads a file, `-` for standard input, of at most so many bytes; `what` says what it was to be.
+pub fn bytes(what: &str, path: &Path, most: u64) -> Result<Vec<u8>> {
     let bytes = if path == Path::new("-") {
         let mut bytes = Vec::new();
         std::io::stdin()
             .lock()
-            .take(MOST + 1)
+            .take(most + 1)
             .read_to_end(&mut bytes)
             .context("cannot read the standard input")?;
         bytes
     } else {
-        files::read("VMCS file", path)?
+        files::read(what, path)?
     };
-    if bytes.len() as u64 > MOST {
-        bail!(
-            "{} has more than {MOST} bytes: give one region, nested state or log",
-            path.display()
-        );
+    if bytes.len() as u64 > most {
+        bail!("{} has more than {most} bytes", path.display());
     }
+    Ok(bytes)
+}
+
+/// Reads a file and finds out what it is.
+pub fn open(path: &Path) -> Result<Input> {
+    let bytes = bytes("VMCS file", path, MOST)?;
     detect(bytes).with_context(|| format!("{}", path.display()))
 }
 
@@ -57,6 +61,9 @@ const MOST: u64 = 64 << 20;
 fn detect(bytes: Vec<u8>) -> Result<Input> {
     if bytes.is_empty() {
         bail!("it is empty");
+    }
+    if bytes.starts_with(&MAGIC) {
+        bail!("a migration stream; `hypernest vmcs extract` gets the nested states out of it");
     }
     if let Ok(text) = std::str::from_utf8(&bytes)
         && text.contains("*** Guest State ***")

@@ -1,5 +1,6 @@
 //! `hypernest vmcs`: a VMCS in a file, looked at, checked and translated.
 
+mod extract;
 mod input;
 mod lint;
 mod show;
@@ -69,6 +70,8 @@ pub enum VmcsCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Find the nested states in a QEMU migration stream
+    Extract(extract::ExtractArgs),
 }
 
 /// Exit status when a check fails or files differ.
@@ -83,6 +86,7 @@ pub fn run(command: &VmcsCommand) -> Result<i32> {
         VmcsCommand::Lint { file, profile } => lint::lint(file, profile),
         VmcsCommand::Translate(args) => translate::translate(args),
         VmcsCommand::Diff { a, b, json } => show::diff(a, b, *json),
+        VmcsCommand::Extract(args) => extract::extract(args),
     }
 }
 

@@ -124,7 +124,7 @@ fn fate_json(fate: &Fate) -> Value {
 }
 
 /// Writes beside the file and renames, so that nobody sees half of it.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let shown = path.display();
     let mut beside = path.as_os_str().to_owned();
     beside.push(".part");
