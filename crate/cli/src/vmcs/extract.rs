@@ -8,8 +8,7 @@ use hypernest_vmcs::migration::{InStream, MAGIC, nested_states};
 use hypernest_vmcs::{Layout, identify, nested_state::state_flag};
 use serde_json::{Value, json};
 
-use super::translate::write;
-use super::{input, print, print_json};
+use super::{input, print, print_json, write_whole};
 
 /// Where to look and what to write.
 #[derive(Args, Debug)]
@@ -54,7 +53,7 @@ pub fn extract(args: &ExtractArgs) -> Result<i32> {
     if let Some(dir) = &args.output {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot write {}", dir.display()))?;
         for (name, state) in &files {
-            write(&dir.join(name), &state.state.to_bytes())?;
+            write_whole(&dir.join(name), &state.state.to_bytes())?;
         }
     }
     let path = |name: &str| {

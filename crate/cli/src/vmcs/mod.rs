@@ -15,6 +15,8 @@ use hypernest_vmcs::{Layout, revision};
 use serde_json::{Value, json};
 
 use input::{Input, open};
+pub use show::fields_text;
+pub use translate::write_whole;
 
 /// A file to look at.
 #[derive(Args, Debug)]

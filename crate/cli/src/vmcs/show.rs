@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use hypernest_vmcs::{Control, ControlBit, ExitReason, Field, Kind};
+use hypernest_vmcs::{Control, ControlBit, ExitReason, Field, FieldSet, Kind, Vmcs};
 use serde_json::{Map, Value, json};
 
 use super::input::{Found, open};
@@ -73,23 +73,30 @@ pub fn show(args: &FileArgs, all: bool) -> Result<i32> {
         ),
         None => "a kernel log, in no layout\n".to_owned(),
     };
+    text += &fields_text(&read.vmcs, &read.fields, all);
+    print(&text);
+    Ok(0)
+}
+
+/// The fields by kind, a line each; those that are 0 only if `all` are asked for.
+pub fn fields_text(vmcs: &Vmcs, fields: &FieldSet, all: bool) -> String {
+    let mut text = String::new();
     for kind in [
         Kind::Control,
         Kind::GuestState,
         Kind::HostState,
         Kind::ExitInfo,
     ] {
-        let fields: Vec<Field> = read
-            .fields
+        let fields: Vec<Field> = fields
             .iter()
-            .filter(|field| field.kind() == kind && (all || read.vmcs.get(*field) != 0))
+            .filter(|field| field.kind() == kind && (all || vmcs.get(*field) != 0))
             .collect();
         if fields.is_empty() {
             continue;
         }
         text += &format!("\n{}\n", heading(kind));
         for field in fields {
-            let value = read.vmcs.get(field);
+            let value = vmcs.get(field);
             let line = format!(
                 "  {:#06x} {:32} {:>18}  {}",
                 field.encoding(),
@@ -101,8 +108,7 @@ pub fn show(args: &FileArgs, all: bool) -> Result<i32> {
             text.push('\n');
         }
     }
-    print(&text);
-    Ok(0)
+    text
 }
 
 /// `{"layout": .., "fields": {"guest_rip": "0x..", ..}}`, with every field that the file has.

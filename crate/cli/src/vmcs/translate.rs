@@ -64,7 +64,7 @@ pub fn translate(args: &TranslateArgs) -> Result<i32> {
             (new.to_bytes(), map.report(image)?)
         }
     };
-    write(&args.output, &bytes)?;
+    write_whole(&args.output, &bytes)?;
     let count = |wanted: fn(&Fate) -> bool| report.iter().filter(|row| wanted(&row.1)).count();
     if args.json {
         let fields: Map<String, Value> = report
@@ -124,7 +124,7 @@ fn fate_json(fate: &Fate) -> Value {
 }
 
 /// Writes beside the file and renames, so that nobody sees half of it.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let shown = path.display();
     let mut beside = path.as_os_str().to_owned();
     beside.push(".part");
