@@ -12,7 +12,15 @@ use hypernest_vmcs::{
 use crate::files;
 
 /// A file with a VMCS in it.
-pub enum Input {
+pub struct Input {
+    /// Where it is, for messages.
+    shown: String,
+    /// What it is.
+    pub what: What,
+}
+
+/// What a file with a VMCS in it is.
+pub enum What {
     /// The bytes of a region.
     Region(Vec<u8>),
     /// `struct kvm_nested_state`.
@@ -52,13 +60,15 @@ pub fn bytes(what: &str, path: &Path, most: u64) -> Result<Vec<u8>> {
 /// Reads a file and finds out what it is.
 pub fn open(path: &Path) -> Result<Input> {
     let bytes = bytes("VMCS file", path, MOST)?;
-    detect(bytes).with_context(|| format!("{}", path.display()))
+    let shown = path.display().to_string();
+    let what = detect(bytes).with_context(|| shown.clone())?;
+    Ok(Input { shown, what })
 }
 
 /// Logs of a kernel are long; nothing else is.
 const MOST: u64 = 64 << 20;
 
-fn detect(bytes: Vec<u8>) -> Result<Input> {
+fn detect(bytes: Vec<u8>) -> Result<What> {
     if bytes.is_empty() {
         bail!("it is empty");
     }
@@ -68,13 +78,13 @@ fn detect(bytes: Vec<u8>) -> Result<Input> {
     if let Ok(text) = std::str::from_utf8(&bytes)
         && text.contains("*** Guest State ***")
     {
-        return Ok(Input::Log(Box::new(Dump::read(text)?)));
+        return Ok(What::Log(Box::new(Dump::read(text)?)));
     }
     if let Ok(state) = NestedState::read(&bytes) {
         if state.image().is_none() {
             bail!("a nested state without a VMCS image");
         }
-        return Ok(Input::NestedState(Box::new(state)));
+        return Ok(What::NestedState(Box::new(state)));
     }
     if bytes.len() > nested_state::IMAGE {
         bail!(
@@ -83,25 +93,25 @@ fn detect(bytes: Vec<u8>) -> Result<Input> {
             bytes.len()
         );
     }
-    Ok(Input::Region(bytes))
+    Ok(What::Region(bytes))
 }
 
 impl Input {
     /// In a word.
     pub fn kind(&self) -> &'static str {
-        match self {
-            Input::Region(_) => "region",
-            Input::NestedState(_) => "nested state",
-            Input::Log(_) => "log",
+        match self.what {
+            What::Region(_) => "region",
+            What::NestedState(_) => "nested state",
+            What::Log(_) => "log",
         }
     }
 
     /// The bytes of the region, where there are some.
     pub fn region(&self) -> Option<&[u8]> {
-        match self {
-            Input::Region(bytes) => Some(bytes),
-            Input::NestedState(state) => state.image(),
-            Input::Log(_) => None,
+        match &self.what {
+            What::Region(bytes) => Some(bytes),
+            What::NestedState(state) => state.image(),
+            What::Log(_) => None,
         }
     }
 
@@ -124,15 +134,17 @@ impl Input {
         let best = found.first().ok_or_else(|| {
             let (id, _) = revision(region).unwrap_or_default();
             anyhow!(
-                "{} bytes with revision {id:#010x} are of no known layout; name one with --layout",
+                "{}: {} bytes with revision {id:#010x} are of no known layout; name one with --layout",
+                self.shown,
                 region.len()
             )
         })?;
         if !best.by_revision && best.broken.len() > GUESSED {
             let (id, _) = revision(region).unwrap_or_default();
             bail!(
-                "revision {id:#010x} is of no known layout, and the values fit none well (best: {}, \
-                 {} values that break a rule); name one with --layout",
+                "{}: revision {id:#010x} is of no known layout, and the values fit none well (best: \
+                 {}, {} values that break a rule); name one with --layout",
+                self.shown,
                 best.layout.name(),
                 best.broken.len()
             );
@@ -142,8 +154,8 @@ impl Input {
 
     /// The VMCS.
     pub fn read(&self, asked: Option<&str>) -> Result<Found> {
-        match (self, self.layout(asked)?) {
-            (Input::Log(dump), _) => Ok(Found {
+        match (&self.what, self.layout(asked)?) {
+            (What::Log(dump), _) => Ok(Found {
                 vmcs: dump.vmcs.clone(),
                 layout: None,
                 fields: dump.fields,
@@ -152,7 +164,7 @@ impl Input {
                 let region = self.region().unwrap_or_default();
                 let vmcs = layout
                     .read(region)
-                    .with_context(|| format!("not of layout {}", layout.name()))?;
+                    .with_context(|| format!("{}: not of layout {}", self.shown, layout.name()))?;
                 let fields = *layout.field_mask();
                 Ok(Found {
                     vmcs,
@@ -160,7 +172,7 @@ impl Input {
                     fields,
                 })
             }
-            (_, None) => bail!("no layout"),
+            (_, None) => bail!("{}: no layout", self.shown),
         }
     }
 }

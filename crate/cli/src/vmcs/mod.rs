@@ -14,7 +14,7 @@ use clap::{Args, Subcommand};
 use hypernest_vmcs::{Layout, revision};
 use serde_json::{Value, json};
 
-use input::{Input, open};
+use input::{What, open};
 pub use show::fields_text;
 pub use translate::write_whole;
 
@@ -207,11 +207,12 @@ fn identify(args: &FileArgs) -> Result<i32> {
         region.len(),
         if shadow { ", shadow VMCS" } else { "" }
     );
-    if let Input::NestedState(state) = &input {
+    if let What::NestedState(state) = &input.what {
         for finding in state.findings(found[0].layout) {
             text += &format!("note: {}\n", finding.words());
         }
     }
+    text += &show::aliases(found[0].layout);
     let shown = found.iter().filter(|c| c.by_revision).count().max(2);
     for (place, c) in found.iter().take(shown).enumerate() {
         text += &format!(

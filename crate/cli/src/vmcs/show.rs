@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use hypernest_vmcs::{Control, ControlBit, ExitReason, Field, FieldSet, Kind, Vmcs};
+use hypernest_vmcs::{Control, ControlBit, ExitReason, Field, FieldSet, Kind, Layout, Vmcs};
 use serde_json::{Map, Value, json};
 
 use super::input::{Found, open};
@@ -73,9 +73,25 @@ pub fn show(args: &FileArgs, all: bool) -> Result<i32> {
         ),
         None => "a kernel log, in no layout\n".to_owned(),
     };
+    if let Some(layout) = &read.layout {
+        text += &aliases(layout);
+    }
     text += &fields_text(&read.vmcs, &read.fields, all);
     print(&text);
     Ok(0)
+}
+
+/// A note for each field whose bytes are another's.
+pub fn aliases(layout: &Layout) -> String {
+    let note = |(loser, winner): &(Field, Field)| {
+        format!(
+            "note: {} has no bytes of its own in layout {}: they are read as {}\n",
+            loser.short_name(),
+            layout.name(),
+            winner.short_name()
+        )
+    };
+    layout.yields().iter().map(note).collect()
 }
 
 /// The fields by kind, a line each; those that are 0 only if `all` are asked for.
@@ -111,7 +127,8 @@ pub fn fields_text(vmcs: &Vmcs, fields: &FieldSet, all: bool) -> String {
     text
 }
 
-/// `{"layout": .., "fields": {"guest_rip": "0x..", ..}}`, with every field that the file has.
+/// `{"layout": .., "fields": {"guest_rip": "0x..", ..}}`, with every field that the file has; `aliases` has those
+/// whose bytes are another's.
 pub fn as_json(read: &Found) -> Value {
     let fields: Map<String, Value> = read
         .fields
@@ -121,8 +138,15 @@ pub fn as_json(read: &Found) -> Value {
             (field.short_name().to_owned(), value)
         })
         .collect();
+    let aliases: Map<String, Value> = read
+        .layout
+        .iter()
+        .flat_map(|layout| layout.yields())
+        .map(|(loser, winner)| (loser.short_name().to_owned(), winner.short_name().into()))
+        .collect();
     json!({
-        "layout": read.layout.as_ref().map(hypernest_vmcs::Layout::name),
+        "layout": read.layout.as_ref().map(Layout::name),
+        "aliases": aliases,
         "launched": read.vmcs.launched,
         "shadow": read.vmcs.shadow,
         "abort": read.vmcs.abort,

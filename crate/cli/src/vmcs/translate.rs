@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use hypernest_vmcs::{Fate, Layout, Losses, TranslateError, Translation, nested_state};
+use hypernest_vmcs::{Fate, Field, Layout, Losses, TranslateError, Translation, nested_state};
 use serde_json::{Map, Value, json};
 
-use super::input::{Input, layout, open};
+use super::input::{What, layout, open};
 use super::{print, print_json};
 
 /// What to translate.
@@ -46,24 +46,8 @@ pub fn translate(args: &TranslateArgs) -> Result<i32> {
         None => Layout::hypernest().clone(),
     };
     let map = Translation::new(&from, &to);
-    let (bytes, report) = match &input {
-        Input::Region(region) => (translated(&map, region, losses)?, map.report(region)?),
-        Input::Log(dump) => {
-            let mut region = vec![0; from.size()];
-            from.write(&dump.vmcs, &mut region)?;
-            (translated(&map, &region, losses)?, map.report(&region)?)
-        }
-        Input::NestedState(state) => {
-            let image = state.image().unwrap_or_default();
-            let mut new = state.as_ref().clone();
-            new.data = translated(&map, image, losses)?;
-            new.data.resize(nested_state::IMAGE, 0);
-            if let Some(shadow) = state.shadow_image() {
-                new.data.extend(translated(&map, shadow, losses)?);
-            }
-            (new.to_bytes(), map.report(image)?)
-        }
-    };
+    let (bytes, report) =
+        convert(&input.what, &map, losses).with_context(|| args.file.display().to_string())?;
     write_whole(&args.output, &bytes)?;
     let count = |wanted: fn(&Fate) -> bool| report.iter().filter(|row| wanted(&row.1)).count();
     if args.json {
@@ -93,6 +77,32 @@ pub fn translate(args: &TranslateArgs) -> Result<i32> {
     Ok(0)
 }
 
+/// What a file becomes, and what becomes of each of its fields.
+fn convert(
+    what: &What,
+    map: &Translation,
+    losses: Losses,
+) -> Result<(Vec<u8>, Vec<(Field, Fate)>)> {
+    Ok(match what {
+        What::Region(region) => (translated(map, region, losses)?, map.report(region)?),
+        What::Log(dump) => {
+            let mut region = vec![0; map.from().size()];
+            map.from().write(&dump.vmcs, &mut region)?;
+            (translated(map, &region, losses)?, map.report(&region)?)
+        }
+        What::NestedState(state) => {
+            let image = state.image().unwrap_or_default();
+            let mut new = state.as_ref().clone();
+            new.data = translated(map, image, losses)?;
+            new.data.resize(nested_state::IMAGE, 0);
+            if let Some(shadow) = state.shadow_image() {
+                new.data.extend(translated(map, shadow, losses)?);
+            }
+            (new.to_bytes(), map.report(image)?)
+        }
+    })
+}
+
 fn translated(map: &Translation, region: &[u8], losses: Losses) -> Result<Vec<u8>> {
     let mut out = vec![0; map.to().size()];
     match map.run(region, &mut out, losses) {
@@ -108,7 +118,9 @@ fn translated(map: &Translation, region: &[u8], losses: Losses) -> Result<Vec<u8
                 lost.join(", ")
             );
         }
-        Err(error) => Err(error).with_context(|| format!("to {}", map.to().name())),
+        Err(error) => {
+            Err(error).with_context(|| format!("{} to {}", map.from().name(), map.to().name()))
+        }
     }
 }
 
