@@ -77,12 +77,15 @@ pub fn translate(args: &TranslateArgs) -> Result<i32> {
     Ok(0)
 }
 
-/// What a file becomes, and what becomes of each of its fields.
+/// What becomes of each field.
+type Report = Vec<(Field, Fate)>;
+
+/// What a file becomes, and its fields.
 fn convert(
     what: &What,
     map: &Translation,
     losses: Losses,
-) -> Result<(Vec<u8>, Vec<(Field, Fate)>)> {
+) -> Result<(Vec<u8>, Report)> {
     Ok(match what {
         What::Region(region) => (translated(map, region, losses)?, map.report(region)?),
         What::Log(dump) => {
