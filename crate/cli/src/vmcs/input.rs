@@ -1,13 +1,10 @@
-//! What a file holds: a raw region, KVM's nested state, or the log of a failed VM entry.
+//! Files that the commands are about, and layouts by name.
 
 use std::io::Read as _;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
-use hypernest_vmcs::migration::MAGIC;
-use hypernest_vmcs::{
-    Candidate, Dump, FieldSet, Layout, NestedState, Vmcs, identify, nested_state, revision,
-};
+use anyhow::{Context, Result, bail};
+use hypernest_vmcs::{File, Found, Layout};
 
 use crate::files;
 
@@ -16,26 +13,7 @@ pub struct Input {
     /// Where it is, for messages.
     shown: String,
     /// What it is.
-    pub what: What,
-}
-
-/// What a file with a VMCS in it is.
-pub enum What {
-    /// The bytes of a region.
-    Region(Vec<u8>),
-    /// `struct kvm_nested_state`.
-    NestedState(Box<NestedState>),
-    /// A kernel log.
-    Log(Box<Dump>),
-}
-
-/// A VMCS, and what is known of where it came from.
-pub struct Found {
-    pub vmcs: Vmcs,
-    /// `None`: a log, which has no layout.
-    pub layout: Option<Layout>,
-    /// The fields that the file has.
-    pub fields: FieldSet,
+    pub file: File,
 }
 
 /// Reads a file, `-` for standard input, of at most so many bytes; `what` says what it was to be.
@@ -61,124 +39,30 @@ pub fn bytes(what: &str, path: &Path, most: u64) -> Result<Vec<u8>> {
 pub fn open(path: &Path) -> Result<Input> {
     let bytes = bytes("VMCS file", path, MOST)?;
     let shown = path.display().to_string();
-    let what = detect(bytes).with_context(|| shown.clone())?;
-    Ok(Input { shown, what })
+    let file = File::read(bytes).with_context(|| shown.clone())?;
+    Ok(Input { shown, file })
 }
 
 /// Logs of a kernel are long; nothing else is.
 const MOST: u64 = 64 << 20;
 
-fn detect(bytes: Vec<u8>) -> Result<What> {
-    if bytes.is_empty() {
-        bail!("it is empty");
-    }
-    if bytes.starts_with(&MAGIC) {
-        bail!("a migration stream; `hypernest vmcs extract` gets the nested states out of it");
-    }
-    if let Ok(text) = std::str::from_utf8(&bytes)
-        && text.contains("*** Guest State ***")
-    {
-        return Ok(What::Log(Box::new(Dump::read(text)?)));
-    }
-    if let Ok(state) = NestedState::read(&bytes) {
-        if state.image().is_none() {
-            bail!("a nested state without a VMCS image");
-        }
-        return Ok(What::NestedState(Box::new(state)));
-    }
-    if bytes.len() > nested_state::IMAGE {
-        bail!(
-            "{} bytes that are neither a region (at most 4096), nor a nested state, nor a log with \
-             *** Guest State ***",
-            bytes.len()
-        );
-    }
-    Ok(What::Region(bytes))
-}
-
 impl Input {
-    /// In a word.
-    pub fn kind(&self) -> &'static str {
-        match self.what {
-            What::Region(_) => "region",
-            What::NestedState(_) => "nested state",
-            What::Log(_) => "log",
-        }
-    }
-
-    /// The bytes of the region, where there are some.
-    pub fn region(&self) -> Option<&[u8]> {
-        match &self.what {
-            What::Region(bytes) => Some(bytes),
-            What::NestedState(state) => state.image(),
-            What::Log(_) => None,
-        }
-    }
-
-    /// The layouts it may be of, best first.
-    pub fn candidates(&self) -> Vec<Candidate<'static>> {
-        self.region().map_or(Vec::new(), |region| {
-            identify(region, Layout::built_in().iter().copied())
-        })
-    }
-
-    /// The layout: the one asked for, or the likeliest.
+    /// The layout: the one asked for, or the likeliest; `None` for a log.
     pub fn layout(&self, asked: Option<&str>) -> Result<Option<Layout>> {
-        let Some(region) = self.region() else {
-            return Ok(None);
-        };
-        if let Some(asked) = asked {
+        if let (Some(asked), Some(_)) = (asked, self.file.region()) {
             return layout(asked).map(Some);
         }
-        let found = self.candidates();
-        let best = found.first().ok_or_else(|| {
-            let (id, _) = revision(region).unwrap_or_default();
-            anyhow!(
-                "{}: {} bytes with revision {id:#010x} are of no known layout; name one with --layout",
-                self.shown,
-                region.len()
-            )
-        })?;
-        if !best.by_revision && best.broken.len() > GUESSED {
-            let (id, _) = revision(region).unwrap_or_default();
-            bail!(
-                "{}: revision {id:#010x} is of no known layout, and the values fit none well (best: \
-                 {}, {} values that break a rule); name one with --layout",
-                self.shown,
-                best.layout.name(),
-                best.broken.len()
-            );
-        }
-        Ok(Some(best.layout.clone()))
+        let likely = self.file.layout().with_context(|| self.shown.clone())?;
+        Ok(likely.cloned())
     }
 
     /// The VMCS.
     pub fn read(&self, asked: Option<&str>) -> Result<Found> {
-        match (&self.what, self.layout(asked)?) {
-            (What::Log(dump), _) => Ok(Found {
-                vmcs: dump.vmcs.clone(),
-                layout: None,
-                fields: dump.fields,
-            }),
-            (_, Some(layout)) => {
-                let region = self.region().unwrap_or_default();
-                let vmcs = layout
-                    .read(region)
-                    .with_context(|| format!("{}: not of layout {}", self.shown, layout.name()))?;
-                let fields = *layout.field_mask();
-                Ok(Found {
-                    vmcs,
-                    layout: Some(layout),
-                    fields,
-                })
-            }
-            (_, None) => bail!("{}: no layout", self.shown),
-        }
+        let asked = asked.map(layout).transpose()?;
+        let found = self.file.vmcs(asked.as_ref());
+        found.with_context(|| self.shown.clone())
     }
 }
-
-/// Broken rules that a region without a known revision may have and still be called one.
-const GUESSED: usize = 2;
 
 /// A built-in layout by name, or a table of the user's own by path.
 pub fn layout(asked: &str) -> Result<Layout> {

@@ -11,10 +11,10 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use hypernest_vmcs::{Layout, revision};
+use hypernest_vmcs::{File, Layout, revision};
 use serde_json::{Value, json};
 
-use input::{What, open};
+use input::open;
 pub use show::fields_text;
 pub use translate::write_whole;
 
@@ -142,9 +142,9 @@ fn layouts(name: Option<&str>) -> Result<i32> {
 
 fn identify(args: &FileArgs) -> Result<i32> {
     let input = open(&args.file)?;
-    let Some(region) = input.region() else {
+    let Some(region) = input.file.region() else {
         if args.json {
-            print_json(&json!({"kind": input.kind(), "candidates": []}));
+            print_json(&json!({"kind": input.file.kind(), "candidates": []}));
         } else {
             print("a kernel log: values by field, in no layout\n");
         }
@@ -155,13 +155,13 @@ fn identify(args: &FileArgs) -> Result<i32> {
         let read = input.read(Some(asked))?;
         let name = read.layout.as_ref().map_or("", Layout::name).to_owned();
         if args.json {
-            print_json(&json!({"kind": input.kind(), "candidates": [{"layout": name}]}));
+            print_json(&json!({"kind": input.file.kind(), "candidates": [{"layout": name}]}));
         } else {
-            print(&format!("{}: {name}, as asked\n", input.kind()));
+            print(&format!("{}: {name}, as asked\n", input.file.kind()));
         }
         return Ok(0);
     }
-    let found = input.candidates();
+    let found = input.file.candidates();
     if found.is_empty() {
         // Says why.
         input.layout(None)?;
@@ -194,7 +194,7 @@ fn identify(args: &FileArgs) -> Result<i32> {
             })
             .collect();
         print_json(&json!({
-            "kind": input.kind(),
+            "kind": input.file.kind(),
             "revision": format!("{id:#010x}"),
             "shadow": shadow,
             "candidates": candidates,
@@ -203,11 +203,11 @@ fn identify(args: &FileArgs) -> Result<i32> {
     }
     let mut text = format!(
         "{} of {} bytes, revision {id:#010x}{}\n",
-        input.kind(),
+        input.file.kind(),
         region.len(),
         if shadow { ", shadow VMCS" } else { "" }
     );
-    if let What::NestedState(state) = &input.what {
+    if let File::NestedState(state) = &input.file {
         for finding in state.findings(found[0].layout) {
             text += &format!("note: {}\n", finding.words());
         }

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use anyhow::Result;
-use hypernest_vmcs::{Control, ControlBit, ExitReason, Field, FieldSet, Kind, Layout, Vmcs};
+use hypernest_vmcs::{Control, ControlBit, ExitReason, Field, FieldSet, Found, Kind, Layout, Vmcs};
 use serde_json::{Map, Value, json};
 
-use super::input::{Found, open};
+use super::input::open;
 use super::{DIFFERENT, FileArgs, print, print_json};
 
 fn hex(value: u64) -> String {
@@ -157,15 +157,7 @@ pub fn as_json(read: &Found) -> Value {
 /// Compares what both files have; fields that only one has are said to be so when they are not 0.
 pub fn diff(a: &Path, b: &Path, json: bool) -> Result<i32> {
     let (a, b) = (open(a)?.read(None)?, open(b)?.read(None)?);
-    let value = |read: &Found, field| read.fields.contains(field).then(|| read.vmcs.get(field));
-    let differ: Vec<(Field, Option<u64>, Option<u64>)> = Field::ALL
-        .into_iter()
-        .map(|field| (field, value(&a, field), value(&b, field)))
-        .filter(|(_, a, b)| match (a, b) {
-            (Some(a), Some(b)) => a != b,
-            (one, other) => one.or(*other).unwrap_or(0) != 0,
-        })
-        .collect();
+    let differ = a.differences(&b);
     let launched = a.layout.is_some() && b.layout.is_some() && a.vmcs.launched != b.vmcs.launched;
     if json {
         let fields: Map<String, Value> = differ

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
-use hypernest_vmcs::{Fate, Field, Layout, Losses, TranslateError, Translation, nested_state};
+use hypernest_vmcs::{Fate, Field, Layout, Losses, TranslateError, Translated, Translation};
 use serde_json::{Map, Value, json};
 
-use super::input::{What, layout, open};
+use super::input::{layout, open};
 use super::{print, print_json};
 
 /// What to translate.
@@ -46,8 +46,13 @@ pub fn translate(args: &TranslateArgs) -> Result<i32> {
         None => Layout::hypernest().clone(),
     };
     let map = Translation::new(&from, &to);
-    let (bytes, report) =
-        convert(&input.what, &map, losses).with_context(|| args.file.display().to_string())?;
+    let translated = match input.file.translate(&map, losses) {
+        Err(TranslateError::Lost { .. }) => Err(lost(&input.file.losses(&map), &to)),
+        Err(error) => Err(error).with_context(|| format!("{} to {}", from.name(), to.name())),
+        Ok(translated) => Ok(translated),
+    };
+    let Translated { bytes, report } =
+        translated.with_context(|| args.file.display().to_string())?;
     write_whole(&args.output, &bytes)?;
     let count = |wanted: fn(&Fate) -> bool| report.iter().filter(|row| wanted(&row.1)).count();
     if args.json {
@@ -77,54 +82,17 @@ pub fn translate(args: &TranslateArgs) -> Result<i32> {
     Ok(0)
 }
 
-/// What becomes of each field.
-type Report = Vec<(Field, Fate)>;
-
-/// What a file becomes, and its fields.
-fn convert(
-    what: &What,
-    map: &Translation,
-    losses: Losses,
-) -> Result<(Vec<u8>, Report)> {
-    Ok(match what {
-        What::Region(region) => (translated(map, region, losses)?, map.report(region)?),
-        What::Log(dump) => {
-            let mut region = vec![0; map.from().size()];
-            map.from().write(&dump.vmcs, &mut region)?;
-            (translated(map, &region, losses)?, map.report(&region)?)
-        }
-        What::NestedState(state) => {
-            let image = state.image().unwrap_or_default();
-            let mut new = state.as_ref().clone();
-            new.data = translated(map, image, losses)?;
-            new.data.resize(nested_state::IMAGE, 0);
-            if let Some(shadow) = state.shadow_image() {
-                new.data.extend(translated(map, shadow, losses)?);
-            }
-            (new.to_bytes(), map.report(image)?)
-        }
-    })
-}
-
-fn translated(map: &Translation, region: &[u8], losses: Losses) -> Result<Vec<u8>> {
-    let mut out = vec![0; map.to().size()];
-    match map.run(region, &mut out, losses) {
-        Ok(()) => Ok(out),
-        Err(TranslateError::Lost { .. }) => {
-            let lost: Vec<String> = map
-                .losses(region)
-                .map(|(field, value)| format!("{} {value:#x}", field.short_name()))
-                .collect();
-            bail!(
-                "{} has no place for {}; --allow-loss drops them",
-                map.to().name(),
-                lost.join(", ")
-            );
-        }
-        Err(error) => {
-            Err(error).with_context(|| format!("{} to {}", map.from().name(), map.to().name()))
-        }
-    }
+/// What a layout has no place for.
+fn lost(values: &[(Field, u64)], to: &Layout) -> anyhow::Error {
+    let list: Vec<String> = values
+        .iter()
+        .map(|(field, value)| format!("{} {value:#x}", field.short_name()))
+        .collect();
+    anyhow!(
+        "{} has no place for {}; --allow-loss drops them",
+        to.name(),
+        list.join(", ")
+    )
 }
 
 fn fate_json(fate: &Fate) -> Value {
