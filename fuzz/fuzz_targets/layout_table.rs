@@ -32,7 +32,10 @@ fuzz_target!(|data: &[u8]| {
     let mut vmcs = Vmcs::new();
     vmcs.launched = layout.launch_state().is_some();
     for field in Field::ALL {
-        vmcs.set(field, u64::from(field.encoding()).wrapping_mul(0x0123_4567_89AB_CDEF));
+        vmcs.set(
+            field,
+            u64::from(field.encoding()).wrapping_mul(0x0123_4567_89AB_CDEF),
+        );
     }
     let mut region = vec![0xFF; layout.size()];
     layout.write(&vmcs, &mut region).expect("long enough");
