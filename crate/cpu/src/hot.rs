@@ -4,7 +4,7 @@
 //! that is not enough (TLB miss, device, code page, page crossing) it has changed nothing yet and
 //! the instruction runs through `exec` instead, which raises the faults.
 
-use crate::block::{BlockId, CodeCache, Key, NO_BLOCK};
+use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, NO_BLOCK};
 use crate::exec;
 use crate::flags::{Flags, Width};
 use crate::lower::alu::*;
@@ -12,7 +12,7 @@ use crate::lower::{Code, Op};
 use crate::mem::{Ctx, canonical};
 use crate::ram::Ram;
 use crate::trap::{Exec, UD};
-use crate::vcpu::{Vcpu, reg};
+use crate::vcpu::{CodeSize, Vcpu, reg};
 
 /// Where the loop stopped. RIP is that of the next instruction.
 pub(crate) enum Next {
@@ -180,7 +180,10 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
             ($slot:expr) => {{
                 *left -= count;
                 let slot = $slot;
-                let next = block.links[slot];
+                let mut next = block.links[slot];
+                if next == FAR_BLOCK {
+                    next = lookup(code, cpu, CodeSize::Bits64).unwrap_or(NO_BLOCK);
+                }
                 if next == NO_BLOCK {
                     return Ok(Next::Link(id, slot));
                 }
@@ -1154,7 +1157,7 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
 
 /// The block at RIP, where its translation and the block itself are at hand.
 #[inline(always)]
-fn lookup(code: &CodeCache, cpu: &Vcpu, size: crate::vcpu::CodeSize) -> Option<BlockId> {
+fn lookup(code: &CodeCache, cpu: &Vcpu, size: CodeSize) -> Option<BlockId> {
     let rip = cpu.rip;
     // Only 64-bit code comes here, where RIP is the linear address.
     let offset = cpu.tlb.execute_offset(rip, cpu.tlb_key)?;

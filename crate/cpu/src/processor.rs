@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use hypernest_vmcs::ExitReason;
 use iced_x86::{Decoder, DecoderError, Instruction};
 
-use crate::block::{BlockId, CodeCache, Key, MAX_BLOCK};
+use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, MAX_BLOCK};
 use crate::bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 use crate::exec;
 use crate::flags::bit;
@@ -19,7 +19,7 @@ use crate::ram::Ram;
 use crate::save::StateError;
 use crate::state::{Activity, VcpuState};
 use crate::trap::{Exec, GP0, Trap, UD};
-use crate::vcpu::{Seg, Vcpu};
+use crate::vcpu::{CodeSize, Seg, Vcpu};
 use crate::vmx::exit::{self, Exit};
 use crate::vmx::pml::Marks;
 use crate::vmx::{self, VmxProfile};
@@ -589,12 +589,18 @@ fn take(x: &mut Ctx, trap: Trap) -> Exec {
     }
 }
 
-/// Remembers that `to` follows `from`, where that can never become wrong: within one page.
+/// Remembers that `to` follows `from`, where that can never become wrong: within one page. Of 64-bit
+/// code, that the successor lies elsewhere.
 fn connect(code: &mut CodeCache, from: BlockId, slot: usize, to: BlockId) {
     let (a, b) = (code.blocks[from as usize].key, code.blocks[to as usize].key);
-    let valid = code.blocks[from as usize].valid;
-    if valid && a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 && a.size == b.size {
-        code.blocks[from as usize].links[slot] = to;
+    let block = &mut code.blocks[from as usize];
+    if !block.valid || a.size != b.size {
+        return;
+    }
+    if a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 {
+        block.links[slot] = to;
+    } else if a.size == CodeSize::Bits64 {
+        block.links[slot] = FAR_BLOCK;
     }
 }
 
