@@ -100,11 +100,14 @@ fn quiet(op: &mut Op) -> bool {
 }
 
 /// Joins a copy of a register with the quiet operation on the copy after it: quiet operations
-/// have a destination of their own. Returns how many operations are left.
+/// have a destination of their own. Leaves out what does nothing. Returns how many operations are left.
 pub(crate) fn join_copies(ops: &mut [Op]) -> usize {
     let mut kept = 0;
     for n in 0..ops.len() {
         let mut op = ops[n];
+        if op.code == Nop {
+            continue;
+        }
         if kept > 0
             && let before = ops[kept - 1]
             && copies(before.code, op.code)
@@ -199,6 +202,16 @@ mod tests {
         // mov rdx, rax; shr rcx, 7; xor rax, rdx: another register
         let code = [0x48, 0x89, 0xc2, 0x48, 0xc1, 0xe9, 0x07, 0x48, 0x31, 0xd0];
         assert_eq!(codes(&code), [MovRr64, QuietShrRi64, XorRr64]);
+    }
+
+    #[test]
+    fn what_does_nothing_is_left_out() {
+        // endbr64; nop; sub rsi, rdi; nop [rax]
+        let code = [
+            0xf3, 0x0f, 0x1e, 0xfa, 0x90, 0x48, 0x29, 0xfe, 0x0f, 0x1f, 0x00,
+        ];
+        assert_eq!(codes(&code), [SubRr64]);
+        assert_eq!(codes(&[0x90]), []);
     }
 
     #[test]
