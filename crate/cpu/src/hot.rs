@@ -521,6 +521,19 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                 }};
             }
 
+            // The three most frequent: a branch for each is foretold better than one jump for all.
+            if op.code == Code::MovRm64 {
+                mov_rm!(u64);
+                continue;
+            }
+            if op.code == Code::MovRr64 {
+                mov_rr!(u64);
+                continue;
+            }
+            if op.code == Code::MovMr64 {
+                mov_mr!(u64);
+                continue;
+            }
             match op.code {
                 Code::Cold => cold!(),
                 Code::Undefined => {
