@@ -47,6 +47,12 @@ fn address(cpu: &Vcpu, op: &Op) -> u64 {
         .wrapping_add(get(cpu, op.seg))
 }
 
+/// Address of a base and a displacement alone.
+#[inline(always)]
+fn near(cpu: &Vcpu, op: &Op) -> u64 {
+    get(cpu, op.base).wrapping_add(op.disp)
+}
+
 #[inline(always)]
 fn low<T: Width>(value: u64) -> u64 {
     if T::BITS == 64 {
@@ -334,6 +340,19 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                     store::<$w>(ram, offset, value)
                 }};
             }
+            macro_rules! mov_rd {
+                () => {{
+                    let value = load!(u64, near(cpu, op));
+                    put::<u64>(cpu, op.dst, value)
+                }};
+            }
+            macro_rules! mov_dr {
+                () => {{
+                    let offset = writable!(u64, near(cpu, op));
+                    let value = get(cpu, op.src);
+                    store::<u64>(ram, offset, value)
+                }};
+            }
             macro_rules! mov_mi {
                 ($w:ty) => {{
                     let offset = writable!($w, address(cpu, op));
@@ -522,16 +541,16 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
             }
 
             // The three most frequent: a branch for each is foretold better than one jump for all.
-            if op.code == Code::MovRm64 {
-                mov_rm!(u64);
+            if op.code == Code::MovRd64 {
+                mov_rd!();
                 continue;
             }
             if op.code == Code::MovRr64 {
                 mov_rr!(u64);
                 continue;
             }
-            if op.code == Code::MovMr64 {
-                mov_mr!(u64);
+            if op.code == Code::MovDr64 {
+                mov_dr!();
                 continue;
             }
             match op.code {
@@ -755,6 +774,8 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                 Code::MovRr64 => mov_rr!(u64),
                 Code::MovRi64 => mov_ri!(u64),
                 Code::MovRm64 => mov_rm!(u64),
+                Code::MovRd64 => mov_rd!(),
+                Code::MovDr64 => mov_dr!(),
                 Code::MovMr64 => mov_mr!(u64),
                 Code::MovMi64 => mov_mi!(u64),
                 Code::MovzxRr8 => extend_rr!(u8, u64, false),

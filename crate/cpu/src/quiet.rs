@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(codes(&code), [AddRr64, CmovR64, SubRr64]);
         // add rax, rbx; mov rcx, [rdx]; sub rsi, rdi
         let code = [0x48, 0x01, 0xd8, 0x48, 0x8b, 0x0a, 0x48, 0x29, 0xfe];
-        assert_eq!(codes(&code), [AddRr64, MovRm64, SubRr64]);
+        assert_eq!(codes(&code), [AddRr64, MovRd64, SubRr64]);
         // add rax, rbx; inc rcx (keeps CF)
         let code = [0x48, 0x01, 0xd8, 0x48, 0xff, 0xc1];
         assert_eq!(codes(&code), [AddRr64, IncR64]);
