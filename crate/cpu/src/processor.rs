@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use hypernest_vmcs::ExitReason;
+use hypernest_vmcs::{ExitReason, NestedState};
 use iced_x86::{Decoder, DecoderError, Instruction};
 
 use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, MAX_BLOCK};
@@ -22,7 +22,7 @@ use crate::trap::{Exec, GP0, Trap, UD};
 use crate::vcpu::{CodeSize, Seg, Vcpu};
 use crate::vmx::exit::{self, Exit};
 use crate::vmx::pml::Marks;
-use crate::vmx::{self, VmxProfile};
+use crate::vmx::{self, NestedRefused, NestedReport, VmxProfile};
 use crate::watch::{Caught, Event, EventRequest, ExitStatistics, ExitStops, FailedEntry, Watch};
 use crate::{debug, interrupt};
 
@@ -226,6 +226,35 @@ impl Processor {
     /// Replaces the state of a vCPU; nothing changes on an error. Panics when there is no such vCPU.
     pub fn write_state(&mut self, vcpu: usize, state: &VcpuState) -> Result<(), StateError> {
         self.vcpus[vcpu].load(state)
+    }
+
+    /// Replaces the registers of a vCPU, MSRs and local APIC among them, and leaves VMX operation as it is:
+    /// `state.vmx` is not looked at, but for what is under way at this instruction boundary. With
+    /// [`Processor::set_nested_state`], in either order, the whole vCPU is replaced; nothing changes on an
+    /// error. Panics when there is no such vCPU.
+    pub fn write_registers(&mut self, vcpu: usize, state: &VcpuState) -> Result<(), StateError> {
+        self.vcpus[vcpu].load_registers(state)
+    }
+
+    /// VMX operation of a vCPU as KVM_GET_NESTED_STATE gives it, its VMCS in the written layout. Nothing
+    /// changes. Panics when there is no such vCPU.
+    pub fn nested_state(&mut self, vcpu: usize, ram: &Ram) -> NestedState {
+        self.vcpus[vcpu].nested_state(ram, self.now)
+    }
+
+    /// Replaces VMX operation of a vCPU, as KVM_SET_NESTED_STATE does. Guest memory must be there before.
+    /// The state of a guest that executes is loaded too, as far as its VMCS has it. Panics when there is no
+    /// such vCPU.
+    ///
+    /// # Errors
+    /// Where the bytes are no nested state, or none for this vCPU. Nothing has changed then.
+    pub fn set_nested_state(
+        &mut self,
+        vcpu: usize,
+        ram: &mut Ram,
+        bytes: &[u8],
+    ) -> Result<NestedReport, NestedRefused> {
+        self.vcpus[vcpu].set_nested_state(ram, self.now, bytes)
     }
 
     /// Replaces the linear addresses whose execution stops [`Processor::run`].

@@ -8,7 +8,7 @@ use hypernest_vmcs::{
     Candidate, Dump, FieldSet, Layout, NestedState, Vmcs, identify, nested_state, revision,
 };
 
-use crate::files;
+use crate::{files, setup};
 
 /// A file with a VMCS in it.
 pub enum Input {
@@ -174,7 +174,5 @@ pub fn layout(asked: &str) -> Result<Layout> {
             names.join(", ")
         );
     }
-    let bytes = files::read("layout", path)?;
-    let text = std::str::from_utf8(&bytes).with_context(|| format!("layout {asked}"))?;
-    Layout::from_table(text).with_context(|| format!("layout {asked}"))
+    setup::layout_of_file(path)
 }
