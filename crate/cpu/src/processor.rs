@@ -9,6 +9,7 @@ use iced_x86::{Decoder, DecoderError, Instruction};
 
 use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, MAX_BLOCK};
 use crate::bus::{Bus, DeliveryMode, InterruptMessage, Tick};
+use crate::clock;
 use crate::exec;
 use crate::flags::bit;
 use crate::hot::{self, Next};
@@ -472,6 +473,7 @@ impl Processor {
         let timers = self.vcpus.iter().filter_map(|cpu| cpu.apic.deadline());
         let guests = self.vcpus.iter();
         let guests = guests.filter_map(|cpu| cpu.vmx.preemption_deadline);
+        let guests = guests.map(clock::tick_of_tsc);
         timers.chain(guests).chain(bus.deadline()).min()
     }
 
@@ -826,7 +828,10 @@ impl Vcpu {
 
     /// Whether something makes a guest that waits leave its state of waiting.
     fn guest_event_waits(&self, intr: bool, now: Tick) -> bool {
-        let due = self.vmx.preemption_deadline.is_some_and(|due| due <= now);
+        let due = self
+            .vmx
+            .preemption_deadline
+            .is_some_and(|due| due <= clock::tsc_at(now));
         let waits = self.activity == Activity::Halted;
         self.vmx.inject
             || self.vmx.mtf_pending
@@ -889,7 +894,7 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
         .cpu
         .vmx
         .preemption_deadline
-        .is_some_and(|due| due <= x.now);
+        .is_some_and(|due| due <= clock::tsc_at(x.now));
     if expired {
         let exit = Exit::after(ExitReason::PREEMPTION_TIMER);
         return Err(exit::leave(x.cpu, exit));

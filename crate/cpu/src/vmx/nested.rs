@@ -286,7 +286,7 @@ impl Vcpu {
         merged.vmx.pause_loop = state.vmx.pause_loop;
         let moved = self.msrs.tsc_offset.wrapping_sub(state.msrs.tsc_offset);
         let deadline = self.vmx.preemption_deadline;
-        merged.vmx.preemption_deadline = deadline.map(|tick| tick.wrapping_add(moved));
+        merged.vmx.preemption_deadline = deadline.map(|tsc| tsc.wrapping_add(moved));
         self.load(&merged)
     }
 }
