@@ -93,6 +93,28 @@ pub struct RunArgs {
     #[arg(long, value_name = "PROFILE", default_value = "none", hide_default_value = true, value_parser = vmx, help_heading = "Machine")]
     pub vmx: Vmx,
 
+    /// Layout of VMCS regions whose revision IA32_VMX_BASIC advertises (hypernest vmcs layouts lists them);
+    /// the VMX profile has its own
+    #[arg(long, value_name = "LAYOUT", help_heading = "Machine")]
+    pub vmcs: Option<String>,
+
+    /// Layout in which the processor writes VMCS regions; the advertised one unless given
+    #[arg(long, value_name = "LAYOUT", help_heading = "Machine")]
+    pub write_vmcs: Option<String>,
+
+    /// Further layouts of VMCS regions that VMPTRLD takes, with commas between them; each has a revision of its own
+    #[arg(
+        long,
+        value_name = "LAYOUTS",
+        value_delimiter = ',',
+        help_heading = "Machine"
+    )]
+    pub accept_vmcs: Vec<String>,
+
+    /// A file with the table of a further layout, which the options above then know by its name
+    #[arg(long = "layout", value_name = "F", help_heading = "Machine")]
+    pub layouts: Vec<PathBuf>,
+
     /// Raw disk image for a virtio disk; the guest's writes are kept in memory, never in the file
     #[arg(long = "disk", value_name = "F", help_heading = "Machine")]
     pub disks: Vec<PathBuf>,

@@ -156,6 +156,7 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
         exits: machine
             .exit_statistics()
             .and_then(|statistics| Exits::new(statistics, machine.failed_entries())),
+        regions: machine.vmcs_regions()?,
     };
     looks.live.events.finish(&mut machine)?;
     looks.live.dumps.finish();

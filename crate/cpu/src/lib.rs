@@ -40,7 +40,7 @@ mod watch;
 
 pub use bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 pub use exec::msr::msr_name;
-pub use hypernest_vmcs::ExitReason;
+pub use hypernest_vmcs::{ExitReason, Layout};
 pub use model::{Feature, Model};
 pub use processor::{MAX_CPUS, Processor, ProcessorConfig, ProcessorError, Stop, Traced, Tracer};
 pub use ram::{OutOfRam, PAGE_SIZE, Ram, RamError};
@@ -50,7 +50,10 @@ pub use state::{
     VcpuState, VmxState,
 };
 pub use trap::Fault;
-pub use vmx::{VmxChoice, VmxProfile, VmxRefused, vmx_abort_cause};
+pub use vmx::{
+    LayoutRefused, NestedRefused, NestedReport, VmxChoice, VmxError, VmxLayouts, VmxProfile,
+    VmxRefused, vmx_abort_cause,
+};
 pub use watch::{
     Answer, EntryFailure, EptViolation, Event, EventKinds, EventRequest, ExitRow, ExitStatistics,
     ExitStops, FailedEntry, Handling, Happening, Injection, Level, VmEntry, VmExit, VmInstruction,

@@ -438,7 +438,7 @@ impl Vcpu {
         Ok(())
     }
 
-    fn set_state(&mut self, state: &VcpuState) {
+    pub(crate) fn set_state(&mut self, state: &VcpuState) {
         let s = &state.segments;
         self.gpr[..16].copy_from_slice(&state.gpr);
         self.rip = state.rip;
@@ -465,6 +465,11 @@ impl Vcpu {
         self.monitor = state.monitor;
         self.random_count = state.random_count;
         self.vmx.load(&state.vmx);
+        self.enter_world();
+    }
+
+    /// Caches nothing of the world before: that of the root, or of a guest, begins.
+    pub(crate) fn enter_world(&mut self) {
         let pcid = self.current_pcid();
         if self.vmx.non_root {
             let controls = self.vmx.controls;

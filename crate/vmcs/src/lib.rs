@@ -53,7 +53,10 @@ pub use field::{Exists, Field, FieldSet, Kind, Width, group};
 pub use file::{File, FileError, Found, Lint, Translated};
 pub use identify::{Candidate, Evidence, identify};
 pub use instruction_error::InstructionError;
-pub use layout::{LaunchState, Layout, LayoutError, Slot, TableError, TableProblem, revision};
+pub use layout::{
+    LaunchState, Layout, LayoutError, RegionMap, RegionPage, Slot, TableError, TableProblem,
+    revision,
+};
 pub use nested_state::NestedState;
 pub use segment::GuestSegment;
 pub use translate::{Fate, Losses, TranslateError, Translation};

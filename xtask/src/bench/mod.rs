@@ -5,6 +5,7 @@ mod bochs;
 mod exits;
 mod measure;
 mod page;
+mod vmcs;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,7 +22,7 @@ use measure::{Run, median, run_until};
 const BOCHS_TO_QEMU: f64 = 2.2;
 const LIMIT: Duration = Duration::from_secs(300);
 
-const PARTS: &[&str] = &["boot", "loop", "start", "exits", "events", "page"];
+const PARTS: &[&str] = &["boot", "loop", "start", "exits", "events", "vmcs", "page"];
 
 pub fn main(args: &[&str]) -> Result<bool> {
     let mut pairs = 5;
@@ -56,6 +57,7 @@ pub fn main(args: &[&str]) -> Result<bool> {
             "start" => start(&cli)?,
             "exits" => exits::measure(&cli, kernel)?,
             "events" => exits::events(&cli, kernel, pairs)?,
+            "vmcs" => vmcs::measure()?,
             _ => page::measure(native_rate)?,
         }
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use hypernest_vmcs::{File, Found, Layout};
 
-use crate::files;
+use crate::{files, setup};
 
 /// A file with a VMCS in it.
 pub struct Input {
@@ -77,7 +77,5 @@ pub fn layout(asked: &str) -> Result<Layout> {
             names.join(", ")
         );
     }
-    let bytes = files::read("layout", path)?;
-    let text = std::str::from_utf8(&bytes).with_context(|| format!("layout {asked}"))?;
-    Layout::from_table(text).with_context(|| format!("layout {asked}"))
+    setup::layout_of_file(path)
 }

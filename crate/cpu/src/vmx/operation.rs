@@ -3,7 +3,8 @@
 use hypernest_vmcs::{Field, Kind};
 use iced_x86::{Instruction, OpKind};
 
-use super::{memory, shadow};
+use super::memory::{self, Border};
+use super::shadow;
 use crate::flags::bit;
 use crate::mem::Ctx;
 use crate::paging::Access;
@@ -114,7 +115,12 @@ pub(crate) fn vmxon(x: &mut Ctx, i: &Instruction) -> Exec {
         return Err(GP0);
     }
     let address = pointer(x, i)?;
-    if !is_region(x, address) || memory::revision(x, address) != profile.layout.revision() {
+    if !is_region(x, address)
+        || profile
+            .regions()
+            .map(memory::revision(x, address))
+            .is_none()
+    {
         fail_invalid(x);
         return Ok(());
     }
@@ -127,8 +133,7 @@ pub(crate) fn vmxon(x: &mut Ctx, i: &Instruction) -> Exec {
 /// VMXOFF.
 pub(crate) fn vmxoff(x: &mut Ctx) -> Exec {
     enter(x)?;
-    memory::flush(x);
-    x.cpu.vmx.current = None;
+    memory::cross(x, Border::Vmxoff);
     x.cpu.vmx.region = None;
     x.cpu.leave_block = true;
     succeed(x);
@@ -144,13 +149,7 @@ pub(crate) fn vmclear(x: &mut Ctx, i: &Instruction) -> Exec {
     } else if x.cpu.vmx.region == Some(address) {
         fail(x, error::VMCLEAR_VMXON_POINTER);
     } else {
-        if x.cpu.vmx.current == Some(address) {
-            x.cpu.vmx.vmcs.launched = false;
-            memory::flush(x);
-            x.cpu.vmx.current = None;
-        } else {
-            memory::clear(x, address);
-        }
+        memory::clear(x, address);
         succeed(x);
     }
     Ok(())
@@ -164,7 +163,7 @@ pub(crate) fn vmptrld(x: &mut Ctx, i: &Instruction) -> Exec {
         fail(x, error::VMPTRLD_ADDRESS);
     } else if x.cpu.vmx.region == Some(address) {
         fail(x, error::VMPTRLD_VMXON_POINTER);
-    } else if x.cpu.vmx.current == Some(address) || memory::load(x, address) {
+    } else if memory::load(x, address) {
         succeed(x);
     } else {
         fail(x, error::VMPTRLD_REVISION);
