@@ -149,6 +149,21 @@ pub struct RunArgs {
     #[arg(long, value_name = "EVENT", value_parser = break_on, help_heading = "Looking inside")]
     pub break_on: Vec<BreakOn>,
 
+    /// Print the fields of the current VMCS, as `hypernest vmcs show` does, after the N-th VM exit of all
+    /// (N) or the first for a reason (exit:REASON), and go on
+    #[arg(long, value_name = "EXIT", value_parser = exit_at, help_heading = "Looking inside")]
+    pub dump_vmcs_at: Vec<ExitAt>,
+
+    /// Write what --dump-vmcs-at prints also to files in this folder, which `hypernest vmcs` reads:
+    /// exit-N.vmcs, of layout hypernest
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "dump_vmcs_at",
+        help_heading = "Looking inside"
+    )]
+    pub dump_vmcs_to: Option<PathBuf>,
+
     /// Write every VM exit, and every VM entry that fails, as a line of JSON
     #[arg(long, value_name = "F", help_heading = "Looking inside")]
     pub exits: Option<PathBuf>,
@@ -206,6 +221,34 @@ pub enum BreakOn {
     TripleFault,
     /// What is not built. It always stops a run; naming it keeps the last instructions.
     Unimplemented,
+}
+
+/// A VM exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitAt {
+    /// The first for this reason.
+    Reason(ExitReason),
+    /// The one of this number, counted from 1.
+    Number(u64),
+}
+
+impl ExitAt {
+    /// Whether an exit is meant.
+    pub fn is(self, reason: ExitReason, number: u64) -> bool {
+        match self {
+            ExitAt::Reason(wanted) => wanted == reason,
+            ExitAt::Number(wanted) => wanted == number,
+        }
+    }
+}
+
+impl std::fmt::Display for ExitAt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ExitAt::Reason(reason) => write!(f, "for {}", reason.ident()),
+            ExitAt::Number(number) => write!(f, "{number}"),
+        }
+    }
 }
 
 /// Where the VMX profile comes from.
@@ -267,13 +310,22 @@ fn break_on(text: &str) -> Result<BreakOn, String> {
     let Some(exit) = text.strip_prefix("exit:") else {
         return Err("give entry-fail, exit:REASON, exit:N, triple-fault or unimplemented".into());
     };
+    Ok(match exit_at(exit)? {
+        ExitAt::Reason(reason) => BreakOn::ExitReason(reason),
+        ExitAt::Number(number) => BreakOn::ExitNumber(number),
+    })
+}
+
+/// A number or a reason, with or without `exit:` before it.
+fn exit_at(text: &str) -> Result<ExitAt, String> {
+    let exit = text.strip_prefix("exit:").unwrap_or(text);
     if exit.bytes().all(|byte| byte.is_ascii_digit()) {
         let number = exit.parse().ok().filter(|number| *number > 0);
         let number = number.ok_or("give the number of an exit, from 1")?;
-        return Ok(BreakOn::ExitNumber(number));
+        return Ok(ExitAt::Number(number));
     }
     ExitReason::from_ident(exit)
-        .map(BreakOn::ExitReason)
+        .map(ExitAt::Reason)
         .ok_or_else(|| {
             let known: Vec<&str> = ExitReason::all().iter().map(|row| row.ident).collect();
             format!("give a number or one of {}", known.join(", "))
@@ -444,6 +496,18 @@ mod tests {
         }
         let error = of("exit:LUNCH").unwrap_err();
         assert!(error.contains("CPUID, ") && error.contains("EPT_VIOLATION"));
+    }
+
+    #[test]
+    fn dumps_are_at_exits_by_reason_or_number() {
+        let of = |text: &str| run(&["k", "--dump-vmcs-at", text]).map(|args| args.dump_vmcs_at[0]);
+        assert_eq!(of("12"), Ok(ExitAt::Number(12)));
+        assert_eq!(of("exit:12"), Ok(ExitAt::Number(12)));
+        assert_eq!(of("exit:hlt"), Ok(ExitAt::Reason(ExitReason::HLT)));
+        for wrong in ["", "0", "exit:0", "-1", "exit:LUNCH", "entry-fail"] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+        assert!(run(&["k", "--dump-vmcs-to", "d"]).is_err());
     }
 
     #[test]

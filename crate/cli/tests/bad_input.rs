@@ -130,6 +130,25 @@ fn absurd_sizes_and_unknown_names_say_what_is_possible() {
         &["--break-on", "from 1"],
     );
     refused(
+        &["run", &kernel, "--dump-vmcs-at", "exit:LUNCH"],
+        &["--dump-vmcs-at", "CPUID", "XRSTORS"],
+    );
+    refused(
+        &["run", &kernel, "--dump-vmcs-to", "folder"],
+        &["--dump-vmcs-at"],
+    );
+    refused(
+        &[
+            "run",
+            &kernel,
+            "--dump-vmcs-at",
+            "1",
+            "--dump-vmcs-to",
+            &kernel,
+        ],
+        &["cannot write VMCS dumps", "give a folder"],
+    );
+    refused(
         &["run", &kernel, "--break-on", "breakfast"],
         &["entry-fail, exit:REASON, exit:N, triple-fault"],
     );

@@ -87,7 +87,7 @@ fn the_layouts_of_vmcs_regions_are_those_of_the_command_line() {
         assert!(output.stderr.is_empty(), "{}", stderr(&output));
         output.status.code()
     };
-    let expected = |byte: i32| Some(byte * 2 + 1 & 0xff);
+    let expected = |byte: i32| Some((byte * 2 + 1) & 0xff);
     assert_eq!(status(&[]), expected(i32::from(b'H')));
     assert_eq!(status(&["--vmcs", "kvm-3.10"]), expected(0xd0));
     let mine = ["--layout", &own, "--vmcs", "mine"];

@@ -7,8 +7,9 @@ use alloc::vec::Vec;
 use hypernest_vmcs::{ExitReason, NestedState};
 use iced_x86::{Decoder, DecoderError, Instruction};
 
-use crate::block::{BlockId, CodeCache, Key, MAX_BLOCK};
+use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, MAX_BLOCK};
 use crate::bus::{Bus, DeliveryMode, InterruptMessage, Tick};
+use crate::clock;
 use crate::exec;
 use crate::flags::bit;
 use crate::hot::{self, Next};
@@ -19,7 +20,7 @@ use crate::ram::Ram;
 use crate::save::StateError;
 use crate::state::{Activity, VcpuState};
 use crate::trap::{Exec, GP0, Trap, UD};
-use crate::vcpu::{Seg, Vcpu};
+use crate::vcpu::{CodeSize, Seg, Vcpu};
 use crate::vmx::exit::{self, Exit};
 use crate::vmx::pml::Marks;
 use crate::vmx::{self, NestedRefused, NestedReport, VmxProfile};
@@ -472,6 +473,7 @@ impl Processor {
         let timers = self.vcpus.iter().filter_map(|cpu| cpu.apic.deadline());
         let guests = self.vcpus.iter();
         let guests = guests.filter_map(|cpu| cpu.vmx.preemption_deadline);
+        let guests = guests.map(clock::tick_of_tsc);
         timers.chain(guests).chain(bus.deadline()).min()
     }
 
@@ -618,12 +620,18 @@ fn take(x: &mut Ctx, trap: Trap) -> Exec {
     }
 }
 
-/// Remembers that `to` follows `from`, where that can never become wrong: within one page.
+/// Remembers that `to` follows `from`, where that can never become wrong: within one page. Of 64-bit
+/// code, that the successor lies elsewhere.
 fn connect(code: &mut CodeCache, from: BlockId, slot: usize, to: BlockId) {
     let (a, b) = (code.blocks[from as usize].key, code.blocks[to as usize].key);
-    let valid = code.blocks[from as usize].valid;
-    if valid && a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 && a.size == b.size {
-        code.blocks[from as usize].links[slot] = to;
+    let block = &mut code.blocks[from as usize];
+    if !block.valid || a.size != b.size {
+        return;
+    }
+    if a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 {
+        block.links[slot] = to;
+    } else if a.size == CodeSize::Bits64 {
+        block.links[slot] = FAR_BLOCK;
     }
 }
 
@@ -820,7 +828,10 @@ impl Vcpu {
 
     /// Whether something makes a guest that waits leave its state of waiting.
     fn guest_event_waits(&self, intr: bool, now: Tick) -> bool {
-        let due = self.vmx.preemption_deadline.is_some_and(|due| due <= now);
+        let due = self
+            .vmx
+            .preemption_deadline
+            .is_some_and(|due| due <= clock::tsc_at(now));
         let waits = self.activity == Activity::Halted;
         self.vmx.inject
             || self.vmx.mtf_pending
@@ -883,7 +894,7 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
         .cpu
         .vmx
         .preemption_deadline
-        .is_some_and(|due| due <= x.now);
+        .is_some_and(|due| due <= clock::tsc_at(x.now));
     if expired {
         let exit = Exit::after(ExitReason::PREEMPTION_TIMER);
         return Err(exit::leave(x.cpu, exit));

@@ -28,9 +28,11 @@ mod control;
 mod dump;
 mod exit_reason;
 mod field;
+mod file;
 mod identify;
 mod instruction_error;
 mod layout;
+pub mod migration;
 pub mod nested_state;
 mod segment;
 #[cfg(test)]
@@ -48,6 +50,7 @@ pub use control::{
 pub use dump::{Dump, DumpTextError};
 pub use exit_reason::{ExitReason, ExitReasonInfo, Validity};
 pub use field::{Exists, Field, FieldSet, Kind, Width, group};
+pub use file::{File, FileError, Found, Lint, Translated};
 pub use identify::{Candidate, Evidence, identify};
 pub use instruction_error::InstructionError;
 pub use layout::{

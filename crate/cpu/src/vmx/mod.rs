@@ -184,7 +184,7 @@ pub(crate) struct Vmx {
     pub nmi_exit: bool,
     /// NMIs are virtually blocked (virtual NMIs).
     pub virtual_nmi_blocking: bool,
-    /// Tick at which the VMX-preemption timer reaches zero.
+    /// Where the VMX-preemption timer reaches zero: a count of a TSC that was never written.
     pub preemption_deadline: Option<u64>,
     /// The operation at hand, or the one just completed, wrote to the virtual-APIC page.
     pub apic_write: Option<apic::Written>,

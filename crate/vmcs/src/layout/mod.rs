@@ -94,8 +94,8 @@ pub enum LayoutError {
     /// A revision identifier has 31 bits.
     #[error("revision {0:#010x} has bit 31 set")]
     WideRevision(u32),
-    /// A region has at most 4096 bytes.
-    #[error("a region of {0} bytes; 4096 is the most")]
+    /// A region has room for its header, and at most 4096 bytes.
+    #[error("a region of {0} bytes; it has 8 to 4096")]
     Size(usize),
     /// A slot, or the launch state, lies outside of the region or in the header.
     #[error("{0} bytes at offset {1} are not in the region or in its header")]
@@ -258,7 +258,7 @@ impl Layout {
         if let Some(&wide) = revisions.iter().find(|&&id| id & SHADOW != 0) {
             return Err(LayoutError::WideRevision(wide));
         }
-        if size > MAX_SIZE {
+        if !(COMMON..=MAX_SIZE).contains(&size) {
             return Err(LayoutError::Size(size));
         }
         let mut taken: Vec<(u16, u8)> = Vec::new();
