@@ -25,6 +25,7 @@ pub struct Setup {
     model: Option<String>,
     block_length: Option<u32>,
     vmx: VmxChoice,
+    hyperv: bool,
     /// What names addresses.
     pub names: Names,
 }
@@ -60,6 +61,7 @@ impl Setup {
             model: args.cpu.clone(),
             block_length: args.block_length,
             vmx: vmx(args)?,
+            hyperv: args.hyperv,
             names: Names::new(symbols.map(Arc::new), symbols_l2.map(Arc::new)),
         })
     }
@@ -78,6 +80,7 @@ impl Setup {
             model: None,
             block_length: None,
             vmx: VmxChoice::Max,
+            hyperv: false,
             names: Names::default(),
         }
     }
@@ -90,7 +93,8 @@ impl Setup {
             .image(self.image.as_slice())
             .name(&self.name)
             .command_line(&self.command_line)
-            .vmx(self.vmx.clone());
+            .vmx(self.vmx.clone())
+            .hyperv(self.hyperv);
         if let Some(model) = &self.model {
             builder = builder.model(model);
         }

@@ -17,6 +17,7 @@ mod flags;
 mod float;
 mod fpu;
 mod hot;
+mod hyperv;
 mod interrupt;
 mod lower;
 mod mem;
@@ -41,6 +42,7 @@ mod watch;
 pub use bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 pub use exec::msr::msr_name;
 pub use hypernest_vmcs::ExitReason;
+pub use hyperv::{HypervState, NestedGuestState, SyntheticTimerState};
 pub use model::{Feature, Model};
 pub use processor::{MAX_CPUS, Processor, ProcessorConfig, ProcessorError, Stop, Traced, Tracer};
 pub use ram::{OutOfRam, PAGE_SIZE, Ram, RamError};
@@ -50,7 +52,9 @@ pub use state::{
     VcpuState, VmxState,
 };
 pub use trap::Fault;
-pub use vmx::{VmxChoice, VmxProfile, VmxRefused, vmx_abort_cause};
+pub use vmx::{
+    ActiveEnlightened, EnlightenedEntry, VmxChoice, VmxProfile, VmxRefused, vmx_abort_cause,
+};
 pub use watch::{
     Answer, EntryFailure, EptViolation, Event, EventKinds, EventRequest, ExitRow, ExitStatistics,
     ExitStops, FailedEntry, Handling, Happening, Injection, Level, VmEntry, VmExit, VmInstruction,

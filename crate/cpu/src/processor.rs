@@ -12,6 +12,7 @@ use crate::bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 use crate::exec;
 use crate::flags::bit;
 use crate::hot::{self, Next};
+use crate::hyperv::{self, HyperV};
 use crate::mem::{Ctx, canonical};
 use crate::model::Model;
 use crate::paging::{self, Access, Miss, Privilege};
@@ -42,6 +43,8 @@ pub struct ProcessorConfig {
     pub block_length: u32,
     /// VMX, where there is any.
     pub vmx: Option<Arc<VmxProfile>>,
+    /// The Hyper-V interface; VMX is then without what the enlightened VMCS has no place for.
+    pub hyperv: bool,
 }
 
 impl Default for ProcessorConfig {
@@ -51,6 +54,7 @@ impl Default for ProcessorConfig {
             model: Default::default(),
             block_length: MAX_BLOCK as u32,
             vmx: None,
+            hyperv: false,
         }
     }
 }
@@ -173,7 +177,15 @@ impl Processor {
         if config.cpus == 0 || config.cpus > MAX_CPUS {
             return Err(ProcessorError::Cpus(config.cpus));
         }
-        let vcpu = |n| Vcpu::new(config.model, n, config.cpus, config.vmx.clone());
+        let vmx = config.vmx.as_ref().map(|profile| match config.hyperv {
+            true => Arc::new(profile.enlightened()),
+            false => profile.clone(),
+        });
+        let vcpu = |n| {
+            let mut cpu = Vcpu::new(config.model, n, config.cpus, vmx.clone());
+            cpu.hyperv = config.hyperv.then(|| Box::new(HyperV::new()));
+            cpu
+        };
         Ok(Processor {
             vcpus: (0..config.cpus).map(vcpu).collect(),
             code: CodeCache::new(config.block_length as usize),
@@ -324,6 +336,7 @@ impl Processor {
             }
             for cpu in &mut self.vcpus {
                 cpu.apic.advance(self.now, &mut cpu.msrs);
+                hyperv::advance(cpu, ram, self.now);
             }
             self.route(bus);
             if self.now >= until {
@@ -359,6 +372,7 @@ impl Processor {
             self.vcpus[runnable].watch = self.watch.take();
             let pause = self.run_vcpu(ram, bus, &mut left);
             self.watch = self.vcpus[runnable].watch.take();
+            hyperv::settle(&mut self.vcpus, runnable);
             let used = budget - left;
             let caught = self.watch.as_mut().and_then(|watch| watch.end(used));
             self.now += used;
@@ -443,6 +457,8 @@ impl Processor {
         let timers = self.vcpus.iter().filter_map(|cpu| cpu.apic.deadline());
         let guests = self.vcpus.iter();
         let guests = guests.filter_map(|cpu| cpu.vmx.preemption_deadline);
+        let synthetic = self.vcpus.iter().filter_map(hyperv::synic::deadline);
+        let timers = timers.chain(synthetic);
         timers.chain(guests).chain(bus.deadline()).min()
     }
 
@@ -839,6 +855,9 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
             return Err(exit::leave(x.cpu, exit));
         }
         x.cpu.start_up(vector);
+    }
+    if let Some(trap) = hyperv::trap_after_flush(x.cpu) {
+        return Err(trap);
     }
     if core::mem::take(&mut x.cpu.vmx.mtf_pending) {
         return Err(exit::leave(

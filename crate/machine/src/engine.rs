@@ -151,6 +151,8 @@ pub struct EngineConfig {
     pub block_length: u32,
     /// Which VMX there is.
     pub vmx: VmxChoice,
+    /// Whether there is the Hyper-V interface.
+    pub hyperv: bool,
 }
 
 /// Executes the vCPUs of a machine.
@@ -272,6 +274,7 @@ impl SoftwareEngine {
             cpus: config.cpus,
             model: config.model,
             vmx: config.vmx.profile(config.model)?,
+            hyperv: config.hyperv,
             ..ProcessorConfig::default()
         };
         if config.block_length != 0 {

@@ -25,6 +25,8 @@ pub struct Config {
     pub epoch: u64,
     /// Which VMX there is.
     pub vmx: VmxChoice,
+    /// Whether there is the Hyper-V interface.
+    pub hyperv: bool,
 }
 
 impl Default for Config {
@@ -36,6 +38,7 @@ impl Default for Config {
             model: Model::all()[0].name.to_owned(),
             epoch: 1_767_225_600,
             vmx: VmxChoice::None,
+            hyperv: false,
         }
     }
 }
@@ -144,6 +147,11 @@ impl Machine {
                 "VMX",
                 format!("{:?}", theirs.vmx),
                 format!("{:?}", ours.vmx),
+            ),
+            (
+                "Hyper-V interface",
+                theirs.hyperv.to_string(),
+                ours.hyperv.to_string(),
             ),
             (
                 "number of vCPUs",

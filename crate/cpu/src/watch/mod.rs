@@ -312,6 +312,7 @@ fn entry(x: &Ctx, resume: bool, failure: Option<EntryFailure>) -> Happening {
     Happening::VmEntry(VmEntry {
         resume,
         vmcs: x.cpu.vmx.current,
+        enlightened: x.cpu.vmx.enlightened_entry,
         guest_rip: vmcs.get(Field::GUEST_RIP),
         injects: vmcs.get(Field::VM_ENTRY_INTR_INFO_FIELD) as u32,
         failure,
@@ -393,6 +394,7 @@ pub(crate) fn exited(x: &mut Ctx, exit: &Exit) {
         word(Field::IDT_VECTORING_INFO_FIELD),
         word(Field::IDT_VECTORING_ERROR_CODE),
     );
+    let enlightened = x.cpu.vmx.enlightened_entry;
     let Some(watch) = watch(x) else { return };
     let executed = watch.executed(now);
     let place = &mut watch.places[watch.vcpu];
@@ -428,6 +430,7 @@ pub(crate) fn exited(x: &mut Ctx, exit: &Exit) {
             },
             guest_physical: exit.guest_physical,
             guest_linear: exit.linear,
+            enlightened,
             guest_instructions,
         });
         watch.push(now, rip, what);
