@@ -6,6 +6,7 @@ mod build;
 mod conformance;
 mod cpio;
 mod demo;
+mod enlightened;
 mod guests;
 mod integration;
 mod kut;

@@ -3,11 +3,11 @@
 
 use anyhow::{Result, bail};
 
-use crate::build;
 use crate::guests::{KERNELS, Kernel};
 use crate::integration::{LinuxRun, kernels, no_images, told};
 use crate::run::Captured;
 use crate::test::Outcome;
+use crate::{build, enlightened};
 
 /// The guests that must report.
 const TESTS: [&str; 10] = [
@@ -30,6 +30,19 @@ struct Variant {
     options: &'static str,
     /// Of its parameters, how some must read once it is loaded.
     reads: &'static [&'static str],
+    /// The machine has the Hyper-V interface.
+    hyperv: bool,
+}
+
+impl Variant {
+    /// Options of `hypernest run`.
+    fn machine(&self) -> Vec<String> {
+        let mut options = vec!["--vmx".into(), self.profile.into()];
+        if self.hyperv {
+            options.push("--hyperv".into());
+        }
+        options
+    }
 }
 
 const VARIANTS: &[Variant] = &[
@@ -49,6 +62,7 @@ const VARIANTS: &[Variant] = &[
             "vnmi:Y",
             "vpid:Y",
         ],
+        hyperv: false,
     },
     Variant {
         profile: "kvm",
@@ -62,27 +76,47 @@ const VARIANTS: &[Variant] = &[
             "unrestricted_guest:Y",
             "vpid:Y",
         ],
+        hyperv: false,
     },
     Variant {
         profile: "max",
         options: "vpid=0",
         reads: &["ept:Y", "vpid:N"],
+        hyperv: false,
     },
     Variant {
         profile: "max",
         options: "enable_apicv=0",
         reads: &["ept:Y", "enable_apicv:N"],
+        hyperv: false,
     },
     // A guest in real mode runs in virtual-8086 mode.
     Variant {
         profile: "max",
         options: "unrestricted_guest=0",
         reads: &["ept:Y", "unrestricted_guest:N"],
+        hyperv: false,
     },
     Variant {
         profile: "max",
         options: "ept=0",
         reads: &["ept:N", "unrestricted_guest:N", "vpid:Y"],
+        hyperv: false,
+    },
+    // What the enlightened VMCS has no place for is not there.
+    Variant {
+        profile: "max",
+        options: "",
+        reads: &[
+            "enable_apicv:N",
+            "enable_shadow_vmcs:N",
+            "enlightened_vmcs:Y",
+            "ept:Y",
+            "pml:N",
+            "unrestricted_guest:Y",
+            "vpid:Y",
+        ],
+        hyperv: true,
     },
 ];
 
@@ -111,12 +145,14 @@ fn run(nesting: &[Kernel]) -> Result<Outcome> {
     for kernel in there {
         for variant in VARIANTS {
             let name = format!(
-                "KVM of Linux {} under --vmx {} {}",
-                kernel.series, variant.profile, variant.options
+                "KVM of Linux {} under {} {}",
+                kernel.series,
+                variant.machine().join(" "),
+                variant.options
             );
             let words = format!("anchor.n=500 anchor.kvm_intel={}", variant.options);
             let run = LinuxRun {
-                options: vec!["--vmx".into(), variant.profile.into()],
+                options: variant.machine(),
                 ..LinuxRun::new(kernel, &words)
             };
             judge(&name, &run, &|result| small_guests_failure(result, variant))?;
@@ -125,7 +161,24 @@ fn run(nesting: &[Kernel]) -> Result<Outcome> {
             let name = format!("Linux {0} in KVM of Linux {0}", kernel.series);
             let words = nested_words(&["cryptomgr.notests", "l3.tests=abvomcxt"]);
             judge(&name, &nested_linux(kernel, &words), &nested_linux_failure)?;
+            let name = format!("{name}, by the enlightened VMCS");
+            let mut run = nested_linux(kernel, &words);
+            run.options.push("--hyperv".into());
+            judge(&name, &run, &|result| {
+                says_enlightened(result).or_else(|| nested_linux_failure(result))
+            })?;
         }
+    }
+    for kernel in kernels().unwrap_or_default() {
+        let with = enlightened::counted(&cli, kernel, true)?;
+        let without = enlightened::counted(&cli, kernel, false)?;
+        let why = ended_badly(&with.result).or_else(|| ended_badly(&without.result));
+        let why = match why {
+            Some(why) => Some(why),
+            None => enlightened::failure(&with, &without)?,
+        };
+        let name = format!("VMX instructions of KVM of Linux {}", kernel.series);
+        failures.extend(told(&name, "all well", &with.result, why));
     }
     if !failures.is_empty() {
         bail!("{}", failures.join("; "));
@@ -161,7 +214,17 @@ fn ended_badly(result: &Captured) -> Option<String> {
     }
 }
 
+fn says_enlightened(result: &Captured) -> Option<String> {
+    let says = result.stdout.contains(enlightened::SAYS);
+    (!says).then(|| "KVM does not say that it uses the enlightened VMCS".into())
+}
+
 fn small_guests_failure(result: &Captured, variant: &Variant) -> Option<String> {
+    if variant.hyperv
+        && let Some(why) = says_enlightened(result)
+    {
+        return Some(why);
+    }
     let parameters = result
         .stdout
         .lines()

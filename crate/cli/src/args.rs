@@ -115,6 +115,11 @@ pub struct RunArgs {
     #[arg(long = "layout", value_name = "F", help_heading = "Machine")]
     pub layouts: Vec<PathBuf>,
 
+    /// The interface of the Hyper-V hypervisor, and with --vmx its enlightened VMCS: controls that this
+    /// has no place for are not offered then
+    #[arg(long, help_heading = "Machine")]
+    pub hyperv: bool,
+
     /// Raw disk image for a virtio disk; the guest's writes are kept in memory, never in the file
     #[arg(long = "disk", value_name = "F", help_heading = "Machine")]
     pub disks: Vec<PathBuf>,

@@ -83,7 +83,7 @@ pub fn field(state: &VcpuState, field: Field) -> u64 {
 
 /// The linear address of the guest's next instruction, where a guest is known that does not execute.
 pub fn guest_address(state: &VcpuState) -> Option<u64> {
-    let known = state.vmx.current.is_some() && state.level() == Level::L1;
+    let known = state.vmx.pointer().is_some() && state.level() == Level::L1;
     known.then(|| field(state, Field::GUEST_CS_BASE).wrapping_add(field(state, Field::GUEST_RIP)))
 }
 
@@ -92,7 +92,7 @@ pub fn missed_address(state: &VcpuState) -> Option<u64> {
     const LINEAR_VALID: u64 = 1 << 7;
     let violation = u64::from(ExitReason::EPT_VIOLATION.0);
     let missed = state.level() == Level::L1
-        && state.vmx.current.is_some()
+        && state.vmx.pointer().is_some()
         && field(state, Field::VM_EXIT_REASON) == violation
         && field(state, Field::EXIT_QUALIFICATION) & LINEAR_VALID != 0;
     missed.then(|| field(state, Field::GUEST_LINEAR_ADDRESS))
@@ -100,7 +100,7 @@ pub fn missed_address(state: &VcpuState) -> Option<u64> {
 
 /// The VMCS in words and numbers; nothing where there is none. Fields that are zero are left out.
 pub fn text(state: &VcpuState, names: &Names) -> String {
-    let Some(pointer) = state.vmx.current else {
+    let Some(pointer) = state.vmx.pointer() else {
         return String::new();
     };
     let get = |of: Field| field(state, of);
@@ -114,7 +114,11 @@ pub fn text(state: &VcpuState, names: &Names) -> String {
         Level::L2 => "; L2 executes, its state is in the registers",
     };
     // Writing to a string cannot fail.
-    let mut text = format!("VMCS at {pointer:#x}, {launched}{stale}:\n");
+    let kind = match state.vmx.enlightened {
+        Some(_) => "enlightened VMCS",
+        None => "VMCS",
+    };
+    let mut text = format!("{kind} at {pointer:#x}, {launched}{stale}:\n");
     let reason = get(Field::VM_EXIT_REASON);
     let name = ExitReason(reason as u16);
     let failed = if reason & HIGH != 0 {

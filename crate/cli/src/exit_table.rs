@@ -15,6 +15,10 @@ pub struct Exits {
     entries: u64,
     failed_entries: u64,
     guest_instructions: u64,
+    /// By an enlightened VMCS: VM entries, and those that found some of it clean.
+    enlightened: (u64, u64),
+    vmreads: u64,
+    vmwrites: u64,
     /// The latest entries that failed, in words.
     failures: Vec<String>,
 }
@@ -38,6 +42,9 @@ impl Exits {
             entries: statistics.entries(),
             failed_entries: statistics.failed_entries(),
             guest_instructions: statistics.guest_instructions(),
+            enlightened: (statistics.enlightened_entries(), statistics.clean_entries()),
+            vmreads: statistics.vmreads(),
+            vmwrites: statistics.vmwrites(),
             failures: failures.iter().map(words).collect(),
         })
     }
@@ -125,6 +132,10 @@ impl Exits {
             "failed_entries": self.failed_entries,
             "exits": self.exits,
             "l2_instructions": self.guest_instructions,
+            "enlightened_entries": self.enlightened.0,
+            "clean_entries": self.enlightened.1,
+            "vmreads": self.vmreads,
+            "vmwrites": self.vmwrites,
             "by_reason": rows.collect::<Vec<_>>(),
             "failures": self.failures,
         })

@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use hypernest_machine::cpu::EnlightenedEntry;
 use hypernest_machine::{
     Answer, Event, EventKinds, EventRequest, Happening, Level, Machine, WhenFull,
 };
@@ -197,6 +198,14 @@ fn line(event: &Event, names: &Names) -> Option<Value> {
     Some(Value::Object(line))
 }
 
+/// The enlightened VMCS of an entry, and the groups of it that were clean and so not read.
+fn enlightened(entry: EnlightenedEntry) -> [(&'static str, String); 2] {
+    [
+        ("evmcs", hex(entry.address)),
+        ("evmcs_clean", hex(entry.clean.into())),
+    ]
+}
+
 /// What an event has to tell beyond its kind, in order; what is zero or absent is left out.
 pub fn annotations(event: &Event, names: &Names) -> Vec<(&'static str, String)> {
     let mut list = Vec::new();
@@ -216,6 +225,7 @@ pub fn annotations(event: &Event, names: &Names) -> Vec<(&'static str, String)> 
             put("vectoring_error", exit.vectoring_error.into());
             list.extend(exit.guest_physical.map(|at| ("guest_physical", hex(at))));
             list.extend(exit.guest_linear.map(|at| ("guest_linear", hex(at))));
+            list.extend(exit.enlightened.into_iter().flat_map(enlightened));
             list.push(("guest_instructions", exit.guest_instructions.to_string()));
             list.push(("number", exit.number.to_string()));
             Level::L2
@@ -224,6 +234,7 @@ pub fn annotations(event: &Event, names: &Names) -> Vec<(&'static str, String)> 
             put("interruption_info", entry.injects.into());
             list.push(("guest_rip", names.address(Level::L2, entry.guest_rip)));
             list.extend(entry.vmcs.map(|at| ("vmcs", hex(at))));
+            list.extend(entry.enlightened.into_iter().flat_map(enlightened));
             let check = entry.failure.and_then(|failure| failure.check);
             list.extend(check.map(|id| ("check", id.to_owned())));
             Level::L1

@@ -26,6 +26,7 @@ pub struct Setup {
     block_length: Option<u32>,
     vmx: VmxChoice,
     layouts: VmxLayouts,
+    hyperv: bool,
     /// What names addresses.
     pub names: Names,
 }
@@ -64,6 +65,7 @@ impl Setup {
             block_length: args.block_length,
             vmx,
             layouts,
+            hyperv: args.hyperv,
             names: Names::new(symbols.map(Arc::new), symbols_l2.map(Arc::new)),
         })
     }
@@ -83,6 +85,7 @@ impl Setup {
             block_length: None,
             vmx: VmxChoice::Max,
             layouts: VmxLayouts::default(),
+            hyperv: false,
             names: Names::default(),
         }
     }
@@ -96,7 +99,8 @@ impl Setup {
             .name(&self.name)
             .command_line(&self.command_line)
             .vmx(self.vmx.clone())
-            .vmcs_layouts(self.layouts.clone());
+            .vmcs_layouts(self.layouts.clone())
+            .hyperv(self.hyperv);
         if let Some(model) = &self.model {
             builder = builder.model(model);
         }

@@ -13,6 +13,7 @@ use crate::clock;
 use crate::exec;
 use crate::flags::bit;
 use crate::hot::{self, Next};
+use crate::hyperv::{self, HyperV};
 use crate::mem::{Ctx, canonical};
 use crate::model::Model;
 use crate::paging::{self, Access, Miss, Privilege};
@@ -43,6 +44,8 @@ pub struct ProcessorConfig {
     pub block_length: u32,
     /// VMX, where there is any.
     pub vmx: Option<Arc<VmxProfile>>,
+    /// The Hyper-V interface; VMX is then without what the enlightened VMCS has no place for.
+    pub hyperv: bool,
 }
 
 impl Default for ProcessorConfig {
@@ -52,6 +55,7 @@ impl Default for ProcessorConfig {
             model: Default::default(),
             block_length: MAX_BLOCK as u32,
             vmx: None,
+            hyperv: false,
         }
     }
 }
@@ -174,7 +178,15 @@ impl Processor {
         if config.cpus == 0 || config.cpus > MAX_CPUS {
             return Err(ProcessorError::Cpus(config.cpus));
         }
-        let vcpu = |n| Vcpu::new(config.model, n, config.cpus, config.vmx.clone());
+        let vmx = config.vmx.as_ref().map(|profile| match config.hyperv {
+            true => Arc::new(profile.enlightened()),
+            false => profile.clone(),
+        });
+        let vcpu = |n| {
+            let mut cpu = Vcpu::new(config.model, n, config.cpus, vmx.clone());
+            cpu.hyperv = config.hyperv.then(|| Box::new(HyperV::new()));
+            cpu
+        };
         Ok(Processor {
             vcpus: (0..config.cpus).map(vcpu).collect(),
             code: CodeCache::new(config.block_length as usize),
@@ -354,6 +366,7 @@ impl Processor {
             }
             for cpu in &mut self.vcpus {
                 cpu.apic.advance(self.now, &mut cpu.msrs);
+                hyperv::advance(cpu, ram, self.now);
             }
             self.route(bus);
             if self.now >= until {
@@ -389,6 +402,7 @@ impl Processor {
             self.vcpus[runnable].watch = self.watch.take();
             let pause = self.run_vcpu(ram, bus, &mut left);
             self.watch = self.vcpus[runnable].watch.take();
+            hyperv::settle(&mut self.vcpus, runnable);
             let used = budget - left;
             let caught = self.watch.as_mut().and_then(|watch| watch.end(used));
             self.now += used;
@@ -474,6 +488,8 @@ impl Processor {
         let guests = self.vcpus.iter();
         let guests = guests.filter_map(|cpu| cpu.vmx.preemption_deadline);
         let guests = guests.map(clock::tick_of_tsc);
+        let synthetic = self.vcpus.iter().filter_map(hyperv::synic::deadline);
+        let timers = timers.chain(synthetic);
         timers.chain(guests).chain(bus.deadline()).min()
     }
 
@@ -879,6 +895,9 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
             return Err(exit::leave(x.cpu, exit));
         }
         x.cpu.start_up(vector);
+    }
+    if let Some(trap) = hyperv::trap_after_flush(x.cpu) {
+        return Err(trap);
     }
     if core::mem::take(&mut x.cpu.vmx.mtf_pending) {
         return Err(exit::leave(

@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use crate::apic::Apic;
 use crate::flags::{Flags, bit};
 use crate::fpu::Fpu;
+use crate::hyperv::HypervState;
 use crate::mem::canonical;
 use crate::model::{Feature, Model};
 use crate::state::{
@@ -147,6 +148,7 @@ impl VcpuState {
             random_count: 0,
             apic: ApicState::reset(index),
             vmx: VmxState::default(),
+            hyperv: HypervState::default(),
         }
     }
 
@@ -167,6 +169,7 @@ impl VcpuState {
         // A start-up IPI that waits came after the INIT.
         state.apic.sipi_pending = self.apic.sipi_pending;
         state.random_count = self.random_count;
+        state.hyperv = self.hyperv;
         if self.msrs.apic_base & APIC_BASE_BSP != 0 {
             state.activity = Activity::Active;
         } else {
@@ -367,6 +370,7 @@ impl Vcpu {
             cpus,
             after_mov_ss: false,
             vmx: Vmx::new(vmx),
+            hyperv: None,
             watch: None,
         };
         cpu.set_state(&state);
@@ -413,6 +417,10 @@ impl Vcpu {
             random_count: self.random_count,
             apic: self.apic.save(),
             vmx: self.vmx.save(),
+            hyperv: self
+                .hyperv
+                .as_ref()
+                .map_or_else(HypervState::default, |h| h.state),
         }
     }
 
@@ -438,7 +446,18 @@ impl Vcpu {
         {
             return wrong("cr4", state.cr4, "VMX, which the machine lacks");
         }
-        if state.vmx.non_root && (state.vmx.current.is_none() || state.vmx.region.is_none()) {
+        if self.hyperv.is_none()
+            && (state.hyperv != HypervState::default() || state.vmx.enlightened.is_some())
+        {
+            let value = state.hyperv.guest_os_id;
+            return wrong(
+                "hyperv",
+                value,
+                "the Hyper-V interface, which the machine lacks",
+            );
+        }
+        let vmcs = state.vmx.current.is_some() || state.vmx.enlightened.is_some();
+        if state.vmx.non_root && (!vmcs || state.vmx.region.is_none()) {
             return wrong("vmx.current", 0, "VMX non-root operation without a VMCS");
         }
         Ok(())
@@ -471,6 +490,9 @@ impl Vcpu {
         self.monitor = state.monitor;
         self.random_count = state.random_count;
         self.vmx.load(&state.vmx);
+        if let Some(hyperv) = &mut self.hyperv {
+            hyperv.load(&state.hyperv);
+        }
         self.enter_world();
     }
 

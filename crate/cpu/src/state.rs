@@ -4,6 +4,8 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use crate::hyperv::HypervState;
+use crate::vmx::ActiveEnlightened;
 use crate::watch::Level;
 
 /// A segment register with its hidden part.
@@ -233,6 +235,22 @@ pub struct VmxState {
     pub virtual_interrupt: bool,
     /// The guest has executed PAUSE at level 0 under PAUSE-loop exiting.
     pub pause_loop: Option<PauseLoop>,
+    /// The enlightened VMCS that is active in place of a current one; `fields` are its.
+    pub enlightened: Option<ActiveEnlightened>,
+    /// A VM exit is due after a direct flush.
+    pub trap_after_flush: bool,
+}
+
+impl VmxState {
+    /// Address of the VMCS that `fields` are of, the current or the active enlightened one, where it is known.
+    #[must_use]
+    pub fn pointer(&self) -> Option<u64> {
+        match self.enlightened {
+            Some(ActiveEnlightened::At(address)) => Some(address),
+            Some(ActiveEnlightened::ByAssistPage) => None,
+            None => self.current,
+        }
+    }
 }
 
 impl VcpuState {
@@ -300,4 +318,6 @@ pub struct VcpuState {
     pub apic: ApicState,
     /// Virtual-machine extensions.
     pub vmx: VmxState,
+    /// The Hyper-V interface.
+    pub hyperv: HypervState,
 }

@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 
 use crate::flags::{Flags, bit};
 use crate::fpu::Fpu;
+use crate::hyperv::HyperV;
 use crate::model::Model;
 use crate::state::{Activity, MsrState, SegmentState, TableState};
 use crate::tlb::Tlb;
@@ -178,6 +179,8 @@ pub(crate) struct Vcpu {
     /// vCPUs of the machine, for CPUID.
     pub cpus: u32,
     pub vmx: Vmx,
+    /// `None` where the machine has no Hyper-V interface.
+    pub hyperv: Option<Box<HyperV>>,
     /// Here while it is this vCPU's turn.
     pub watch: Option<Box<Watch>>,
 }

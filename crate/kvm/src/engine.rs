@@ -58,6 +58,9 @@ impl KvmEngine {
         if config.vmx != VmxChoice::None {
             return Err(missing("VMX inside"));
         }
+        if config.hyperv {
+            return Err(missing("the Hyper-V interface"));
+        }
         let kvm = ioctl("open /dev/kvm", Kvm::new())?;
         let vm = ioctl("KVM_CREATE_VM", kvm.create_vm())?;
         let vcpu = ioctl("KVM_CREATE_VCPU", vm.create_vcpu(0))?;

@@ -241,6 +241,13 @@ impl<'a> MachineBuilder<'a> {
         self
     }
 
+    /// With the Hyper-V interface: CPUID, registers and hypercalls of that hypervisor, and with VMX its
+    /// enlightened VMCS. VMX is then without the controls that this has no place for.
+    pub fn hyperv(mut self, there: bool) -> Self {
+        self.config.hyperv = there;
+        self
+    }
+
     /// Another engine than the software one.
     pub fn engine(mut self, make: EngineMaker) -> Self {
         self.engine = make;
@@ -286,6 +293,7 @@ impl<'a> MachineBuilder<'a> {
             block_length: self.block_length,
             vmx: self.config.vmx.clone(),
             layouts: self.config.layouts.clone(),
+            hyperv: self.config.hyperv,
         })?;
         let mut ram = Ram::new(memory).map_err(|error| match error {
             RamError::Host(bytes) => BuildError::HostMemory(bytes),

@@ -163,6 +163,8 @@ pub struct EngineConfig {
     pub vmx: VmxChoice,
     /// Which layouts its VMCS regions have.
     pub layouts: VmxLayouts,
+    /// Whether there is the Hyper-V interface.
+    pub hyperv: bool,
 }
 
 /// Executes the vCPUs of a machine.
@@ -319,6 +321,7 @@ impl SoftwareEngine {
             cpus: config.cpus,
             model: config.model,
             vmx: vmx.clone(),
+            hyperv: config.hyperv,
             ..ProcessorConfig::default()
         };
         if config.block_length != 0 {

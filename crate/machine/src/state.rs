@@ -28,6 +28,8 @@ pub struct Config {
     pub vmx: VmxChoice,
     /// Which layouts its VMCS regions have.
     pub layouts: VmxLayouts,
+    /// Whether there is the Hyper-V interface.
+    pub hyperv: bool,
 }
 
 impl Default for Config {
@@ -40,6 +42,7 @@ impl Default for Config {
             epoch: 1_767_225_600,
             vmx: VmxChoice::None,
             layouts: VmxLayouts::default(),
+            hyperv: false,
         }
     }
 }
@@ -148,6 +151,11 @@ impl Machine {
                 "VMX",
                 format!("{:?}", theirs.vmx),
                 format!("{:?}", ours.vmx),
+            ),
+            (
+                "Hyper-V interface",
+                theirs.hyperv.to_string(),
+                ours.hyperv.to_string(),
             ),
             (
                 "number of vCPUs",

@@ -89,7 +89,7 @@ impl Mode {
                 eptp,
             });
         }
-        state.vmx.current?;
+        state.vmx.pointer()?;
         Some(match level {
             Level::L1 => Mode {
                 cr0: field(Field::HOST_CR0),

@@ -419,6 +419,7 @@ impl Guest {
             model: self.model,
             block_length,
             vmx: self.vmx.clone(),
+            hyperv: false,
         })
         .ok()?;
         let mut state = self.state.clone();

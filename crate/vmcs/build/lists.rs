@@ -49,8 +49,10 @@ pub fn controls(table: &Table) -> String {
             writeln!(
                 list,
                 "    ControlBit {{ id: ControlId::new(Control::{variant}, {bit}), name: {name:?}, \
-                 reserved: {reserved}, default1: {}, requires: {}, dependency: {dependency:?} }},",
+                 reserved: {reserved}, default1: {}, enlightened: {}, requires: {}, \
+                 dependency: {dependency:?} }},",
                 row.get("default1") == "yes",
+                row.get("evmcs_v1_ok_linux_as_l1") == "yes",
                 control_slice(&requires(dependency)),
             )
             .unwrap();

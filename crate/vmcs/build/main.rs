@@ -2,6 +2,7 @@
 //! a control or a number of its own.
 
 mod csv;
+mod enlightened;
 mod fields;
 mod layouts;
 mod lists;
@@ -37,6 +38,10 @@ fn main() {
     emit(
         "nested_state.rs",
         &lists::nested_state(&Table::read("nested_state_abi")),
+    );
+    emit(
+        "enlightened.rs",
+        &enlightened::generate(&fields, &Table::read("layout_evmcs_v1")),
     );
     emit(
         "layouts.rs",

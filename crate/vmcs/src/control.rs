@@ -48,6 +48,8 @@ pub struct ControlBit {
     /// It is 1 unless a TRUE capability MSR says otherwise. Vol. 3C, "Algorithms for Determining VMX
     /// Capabilities".
     pub default1: bool,
+    /// It can be used with the enlightened VMCS, version 1.
+    pub enlightened: bool,
     /// The bits that must be 1 where this one is.
     pub requires: &'static [ControlId],
     /// Its dependencies in words, those in `requires` among them.

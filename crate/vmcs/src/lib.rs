@@ -26,6 +26,7 @@ mod caps;
 pub mod checks;
 mod control;
 mod dump;
+pub mod enlightened;
 mod exit_reason;
 mod field;
 mod file;

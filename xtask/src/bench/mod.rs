@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::build;
+use crate::enlightened;
 use crate::guests::{self, Kernel, LINUX_ARGS, LOOP_INSTRUCTIONS, MARKER};
 use crate::integration::{LinuxRun, first_kernel};
 use crate::run::{command, find};
@@ -22,7 +23,9 @@ use measure::{Run, median, run_until};
 const BOCHS_TO_QEMU: f64 = 2.2;
 const LIMIT: Duration = Duration::from_secs(300);
 
-const PARTS: &[&str] = &["boot", "loop", "start", "exits", "events", "vmcs", "page"];
+const PARTS: &[&str] = &[
+    "boot", "loop", "start", "exits", "hyperv", "events", "vmcs", "page",
+];
 
 pub fn main(args: &[&str]) -> Result<bool> {
     let mut pairs = 5;
@@ -56,6 +59,7 @@ pub fn main(args: &[&str]) -> Result<bool> {
             "loop" => hot_loop(&cli, pairs)?,
             "start" => start(&cli)?,
             "exits" => exits::measure(&cli, kernel)?,
+            "hyperv" => enlightened::bench(&cli, kernel)?,
             "events" => exits::events(&cli, kernel, pairs)?,
             "vmcs" => vmcs::measure()?,
             _ => page::measure(native_rate)?,

@@ -27,6 +27,9 @@ pub(super) fn cpuid(x: &mut Ctx) -> Exec {
 
 /// EAX, EBX, ECX and EDX of a leaf.
 pub(crate) fn query(cpu: &Vcpu, leaf: u32, subleaf: u32) -> [u32; 4] {
+    if let Some(answer) = crate::hyperv::cpuid(cpu, leaf) {
+        return answer;
+    }
     let leaf = match leaf {
         0..=LAST_BASIC | EXTENDED..=LAST_EXTENDED => leaf,
         HYPERVISOR if cpu.model.has(Feature::Hypervisor) => leaf,

@@ -3,6 +3,7 @@
 
 use super::system::privileged;
 use crate::clock::tsc_at;
+use crate::hyperv;
 use crate::mem::{Ctx, canonical};
 use crate::model::{Feature, Vendor};
 use crate::state::MsrState;
@@ -309,6 +310,9 @@ pub(crate) fn read(x: &mut Ctx, number: u32) -> Exec<u64> {
             .and_then(|caps| caps.get(number))
             .ok_or(GP0);
     }
+    if hyperv::is_register(number) {
+        return hyperv::read(x, number);
+    }
     let row = find(x, number).ok_or(GP0)?;
     Ok(match row.holder {
         Holder::Field(field) => *field(&mut x.cpu.msrs),
@@ -324,6 +328,9 @@ pub(crate) fn write(x: &mut Ctx, number: u32, value: u64) -> Exec {
     }
     if is_idle_counter(x, number) {
         return if value == 0 { Ok(()) } else { Err(GP0) };
+    }
+    if hyperv::is_register(number) {
+        return hyperv::write(x, number, value);
     }
     let reserved = x.cpu.model.reserved_physical();
     if let Some(range) = mtrr(x, number) {
@@ -433,6 +440,7 @@ fn move_tsc(x: &mut Ctx, by: u64) {
     msrs.tsc_offset = msrs.tsc_offset.wrapping_add(by);
     msrs.tsc_adjust = msrs.tsc_adjust.wrapping_add(by);
     x.cpu.tsc_changed(x.now);
+    hyperv::tsc_moved(x);
 }
 
 /// Deviation: CPUID limiting, XD disabling and the MONITOR switch stay as they are.

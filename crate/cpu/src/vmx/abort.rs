@@ -27,7 +27,7 @@ pub(super) const INDICATOR: usize = 4;
 /// Leaves the indicator in the region of the current VMCS, and the vCPU in a shutdown state from which
 /// only a reset wakes it. The VMCS itself stays as it is.
 pub(super) fn abort(x: &mut Ctx, indicator: u32) -> Trap {
-    if let Some(region) = x.cpu.vmx.current {
+    if let Some(region) = x.cpu.vmx.current.or_else(|| super::enlightened::active(x)) {
         x.store_physical(
             region.wrapping_add(INDICATOR as u64),
             &indicator.to_le_bytes(),

@@ -7,7 +7,7 @@ use hypernest_vmcs::{ExitReason, Field, Vmcs, entry, pin, proc2};
 use super::exit::{SEGMENTS, VALID, blocking, entry_failed, load_msrs};
 use super::operation::{enter, error, fail, fail_invalid};
 use super::pml::Marks;
-use super::{Controls, checks, preemption};
+use super::{Controls, checks, enlightened, preemption};
 use crate::interrupt::{self, Injected};
 use crate::mem::Ctx;
 use crate::state::{Activity, SegmentState};
@@ -19,7 +19,8 @@ use crate::watch;
 pub(crate) fn vm_entry(x: &mut Ctx, resume: bool) -> Exec {
     enter(x)?;
     x.cpu.vmx.failed_check = None;
-    if x.cpu.vmx.current.is_none() || x.cpu.vmx.vmcs.shadow {
+    let refused = matches!(enlightened::pick(x, resume)?, enlightened::Picked::Refused);
+    if refused || !x.cpu.vmx.has_vmcs() || x.cpu.vmx.vmcs.shadow {
         fail_invalid(x);
         watch::entry_refused(x, resume);
         return Ok(());
@@ -58,6 +59,7 @@ fn enter_guest(x: &mut Ctx, resume: bool) -> Exec {
         return entry_failed(x, resume, ExitReason::ENTRY_FAILURE_MSR_LOADING, number);
     }
     watch::entered(x, resume);
+    enlightened::entered(x);
     x.cpu.vmx.vmcs.launched = true;
     let info = x.cpu.vmx.vmcs.get(Field::VM_ENTRY_INTR_INFO_FIELD) as u32;
     x.cpu.vmx.inject = info & VALID != 0;

@@ -1,9 +1,10 @@
 //! VM exits (Vol. 3C, "VM Exits"): what is recorded, saved and loaded.
 
+use hypernest_vmcs::enlightened::Written;
 use hypernest_vmcs::{ExitReason, Field, GuestSegment, entry, exit as controls, pin, proc1, proc2};
 
 use super::pml::Marks;
-use super::{abort, preemption};
+use super::{abort, enlightened, preemption};
 use crate::bus::Tick;
 use crate::exec::msr;
 use crate::flags::bit;
@@ -34,6 +35,8 @@ pub(crate) struct Exit {
     /// The processor has advanced past the instruction: no event was being delivered, and pending
     /// debug traps are kept.
     pub trap_like: bool,
+    /// It has no reason of the processor's: bit 28 of its reason is set.
+    pub synthetic: bool,
 }
 
 impl Exit {
@@ -53,6 +56,8 @@ impl Exit {
     }
 }
 
+/// Bit 28 of an exit reason.
+const SYNTHETIC: u64 = 1 << 28;
 /// Bit 31 of an exit reason: the VM entry failed.
 const ENTRY_FAILURE: u64 = 1 << 31;
 /// Valid bit of interruption-information fields.
@@ -92,6 +97,7 @@ pub(crate) fn perform(x: &mut Ctx) -> Exec {
         0
     };
     save_guest(x.cpu, x.now, pending);
+    enlightened::store(x, Written::Exit);
     if store_msrs(x).is_none() {
         return Err(abort::abort(x, abort::STORING_MSRS));
     }
@@ -114,6 +120,7 @@ pub(super) fn entry_failed(
     let vmcs = &mut x.cpu.vmx.vmcs;
     vmcs.set(Field::VM_EXIT_REASON, u64::from(reason.0) | ENTRY_FAILURE);
     vmcs.set(Field::EXIT_QUALIFICATION, qualification);
+    enlightened::store(x, Written::Failure);
     load_host(x)
 }
 
@@ -146,7 +153,8 @@ fn record(x: &mut Ctx, exit: &Exit) {
         },
     };
     let vmcs = &mut x.cpu.vmx.vmcs;
-    vmcs.set(Field::VM_EXIT_REASON, u64::from(exit.reason));
+    let synthetic = if exit.synthetic { SYNTHETIC } else { 0 };
+    vmcs.set(Field::VM_EXIT_REASON, u64::from(exit.reason) | synthetic);
     vmcs.set(Field::EXIT_QUALIFICATION, exit.qualification);
     vmcs.set(Field::VM_EXIT_INTR_INFO, u64::from(exit.event));
     vmcs.set(Field::VM_EXIT_INTR_ERROR_CODE, u64::from(exit.event_error));

@@ -203,6 +203,13 @@ impl VmxProfile {
         &self.fields
     }
 
+    /// The profile that a hypervisor with the enlightened VMCS is offered: without the controls that have no
+    /// place in it, as KVM does for its guests.
+    #[must_use]
+    pub fn enlightened(&self) -> VmxProfile {
+        self.limited(Caps::enlightened)
+    }
+
     /// All that the processor does with VMX on a CPU model, in our own VMCS layout.
     pub fn max(model: &Model) -> VmxProfile {
         let layout = Layout::hypernest();

@@ -9,6 +9,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use super::exit::{Exit, leave};
 use super::{pause, shadow};
 use crate::exec::control::linear_operand;
+use crate::hyperv;
 use crate::mem::Ctx;
 use crate::trap::{Exec, UD};
 use crate::vcpu::{Vcpu, cr, reg};
@@ -124,6 +125,7 @@ fn may_read_time(cpu: &Vcpu) -> bool {
 fn vmx_instruction(x: &mut Ctx, i: &Instruction) -> Exec {
     use Mnemonic as M;
     let (reason, info) = match i.mnemonic() {
+        M::Vmcall if hyperv::taken_from_guest(x) => return Ok(()),
         M::Vmcall => (ExitReason::VMCALL, None),
         M::Vmclear => (ExitReason::VMCLEAR, Some(Info::Memory)),
         M::Vmlaunch => (ExitReason::VMLAUNCH, None),

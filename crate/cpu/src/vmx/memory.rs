@@ -33,6 +33,8 @@ pub(crate) enum Border {
     GetNestedState,
     /// Setting the nested state, where it is not refused.
     SetNestedState,
+    /// VM entry by an enlightened VMCS that was not active before.
+    Enlightened,
     /// INIT: it waits in VMX root operation, is an exit in a guest, and finds no current VMCS outside.
     Init,
     /// A reset.
@@ -53,7 +55,7 @@ pub(crate) enum Current {
 }
 
 /// Every border, with what becomes of the current VMCS there.
-pub(crate) const BORDERS: [(Border, Current); 12] = [
+pub(crate) const BORDERS: [(Border, Current); 13] = [
     (Border::LoadCurrent, Current::Stays),
     (Border::LoadUnaccepted, Current::Stays),
     (Border::LoadOther, Current::Written),
@@ -63,6 +65,7 @@ pub(crate) const BORDERS: [(Border, Current); 12] = [
     (Border::Shadow, Current::Stays),
     (Border::GetNestedState, Current::Stays),
     (Border::SetNestedState, Current::Forgotten),
+    (Border::Enlightened, Current::Written),
     (Border::Init, Current::Stays),
     (Border::Reset, Current::Forgotten),
     (Border::SavedState, Current::Stays),

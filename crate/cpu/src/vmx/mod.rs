@@ -6,6 +6,7 @@
 mod abort;
 pub(crate) mod apic;
 mod checks;
+pub(crate) mod enlightened;
 pub(crate) mod entry;
 pub(crate) mod ept;
 pub(crate) mod exit;
@@ -36,6 +37,7 @@ use iced_x86::{Instruction, Mnemonic};
 use serde::{Deserialize, Serialize};
 
 pub use abort::vmx_abort_cause;
+pub use enlightened::{ActiveEnlightened, EnlightenedEntry};
 pub use implemented::VmxRefused;
 pub use nested::{NestedRefused, NestedReport};
 pub use regions::{LayoutRefused, VmxLayouts};
@@ -165,6 +167,12 @@ pub(crate) struct Vmx {
     pub current: Option<u64>,
     /// The current VMCS; of no meaning without one.
     pub vmcs: Box<Vmcs>,
+    /// The enlightened VMCS that is active in place of a current one.
+    pub enlightened: Option<ActiveEnlightened>,
+    /// What the last VM entry took from one.
+    pub enlightened_entry: Option<EnlightenedEntry>,
+    /// L1 asked for a VM exit after the direct flush that L2 has just done.
+    pub trap_after_flush: bool,
     /// The check that the last VM entry failed.
     pub failed_check: Option<&'static EntryCheck>,
     /// Controls of the guest that executes.
@@ -318,6 +326,9 @@ impl Vmx {
             non_root: false,
             current: None,
             vmcs: Box::new(Vmcs::new()),
+            enlightened: None,
+            enlightened_entry: None,
+            trap_after_flush: false,
             failed_check: None,
             controls: Controls::default(),
             exit: exit::Exit::default(),
@@ -339,7 +350,7 @@ impl Vmx {
 
     /// What is saved.
     pub fn save(&self) -> VmxState {
-        let current = self.current.is_some();
+        let current = self.has_vmcs();
         let fields = Field::ALL.into_iter().filter(|_| current);
         VmxState {
             region: self.region,
@@ -359,6 +370,8 @@ impl Vmx {
             threshold_due: self.threshold_due,
             virtual_interrupt: self.virtual_interrupt,
             pause_loop: self.pause_loop,
+            enlightened: self.enlightened,
+            trap_after_flush: self.trap_after_flush,
         }
     }
 
@@ -387,9 +400,16 @@ impl Vmx {
         self.threshold_due = state.threshold_due;
         self.virtual_interrupt = state.virtual_interrupt;
         self.pause_loop = state.pause_loop;
+        self.enlightened = state.enlightened;
+        self.trap_after_flush = state.trap_after_flush;
         if self.non_root {
             self.controls = Controls::new(&self.vmcs);
         }
+    }
+
+    /// There is a VMCS for VM entries: a current one, or an enlightened one in its place.
+    pub fn has_vmcs(&self) -> bool {
+        self.current.is_some() || self.enlightened.is_some()
     }
 
     /// The monitor trap flag is on.

@@ -1,11 +1,13 @@
 //! VMX instructions but for VM entries (Vol. 3C, "VMX Instruction Reference").
 
+use hypernest_vmcs::enlightened::Written;
 use hypernest_vmcs::{Field, Kind};
 use iced_x86::{Instruction, OpKind};
 
 use super::memory::{self, Border};
-use super::shadow;
+use super::{enlightened, shadow};
 use crate::flags::bit;
+use crate::hyperv;
 use crate::mem::Ctx;
 use crate::paging::Access;
 use crate::trap::{Exec, GP0, UD};
@@ -47,10 +49,11 @@ pub(super) fn fail_invalid(x: &mut Ctx) {
 
 /// VMfail: with its number where there is a current VMCS to hold it.
 pub(super) fn fail(x: &mut Ctx, number: u32) {
-    if x.cpu.vmx.current.is_some() {
+    if x.cpu.vmx.has_vmcs() {
         x.cpu.flags.set_arithmetic(bit::ZF);
         let number = u64::from(number);
         x.cpu.vmx.vmcs.set(Field::VM_INSTRUCTION_ERROR, number);
+        enlightened::store(x, Written::Failure);
     } else {
         fail_invalid(x);
     }
@@ -133,6 +136,7 @@ pub(crate) fn vmxon(x: &mut Ctx, i: &Instruction) -> Exec {
 /// VMXOFF.
 pub(crate) fn vmxoff(x: &mut Ctx) -> Exec {
     enter(x)?;
+    enlightened::release(x);
     memory::cross(x, Border::Vmxoff);
     x.cpu.vmx.region = None;
     x.cpu.leave_block = true;
@@ -148,6 +152,8 @@ pub(crate) fn vmclear(x: &mut Ctx, i: &Instruction) -> Exec {
         fail(x, error::VMCLEAR_ADDRESS);
     } else if x.cpu.vmx.region == Some(address) {
         fail(x, error::VMCLEAR_VMXON_POINTER);
+    } else if enlightened::vmclear(x, address) {
+        succeed(x);
     } else {
         memory::clear(x, address);
         succeed(x);
@@ -159,6 +165,9 @@ pub(crate) fn vmclear(x: &mut Ctx, i: &Instruction) -> Exec {
 pub(crate) fn vmptrld(x: &mut Ctx, i: &Instruction) -> Exec {
     enter(x)?;
     let address = pointer(x, i)?;
+    if enlightened::holds_vmptrld(x) {
+        return Ok(());
+    }
     if !is_region(x, address) {
         fail(x, error::VMPTRLD_ADDRESS);
     } else if x.cpu.vmx.region == Some(address) {
@@ -196,6 +205,8 @@ fn operand_size(x: &Ctx) -> usize {
 #[derive(Clone, Copy)]
 enum Reached {
     Current,
+    /// The active enlightened one, which can only be read.
+    Enlightened,
     /// In a guest: the one at this address.
     Shadow(u64),
 }
@@ -205,21 +216,26 @@ impl Reached {
     fn now(x: &Ctx) -> Option<Reached> {
         if x.cpu.vmx.non_root {
             shadow::region(x).map(Reached::Shadow)
+        } else if x.cpu.vmx.enlightened.is_some() {
+            Some(Reached::Enlightened)
         } else {
             x.cpu.vmx.current.map(|_| Reached::Current)
         }
     }
 
-    fn get(self, x: &mut Ctx, field: Field) -> u64 {
+    /// `None` where the field has no place.
+    fn get(self, x: &mut Ctx, field: Field) -> Option<u64> {
         match self {
-            Reached::Current => x.cpu.vmx.vmcs.get(field),
-            Reached::Shadow(region) => shadow::read(x, region, field),
+            Reached::Current => Some(x.cpu.vmx.vmcs.get(field)),
+            Reached::Enlightened => enlightened::vmread(x, field),
+            Reached::Shadow(region) => Some(shadow::read(x, region, field)),
         }
     }
 
     fn set(self, x: &mut Ctx, field: Field, value: u64) {
         match self {
             Reached::Current => x.cpu.vmx.vmcs.set(field, value),
+            Reached::Enlightened => {}
             Reached::Shadow(region) => shadow::write(x, region, field, value),
         }
     }
@@ -238,7 +254,10 @@ pub(crate) fn vmread(x: &mut Ctx, i: &Instruction) -> Exec {
         fail(x, error::UNSUPPORTED_FIELD);
         return Ok(());
     };
-    let mut value = vmcs.get(x, field);
+    let Some(mut value) = vmcs.get(x, field) else {
+        fail(x, error::UNSUPPORTED_FIELD);
+        return Ok(());
+    };
     if high {
         value >>= 32;
     }
@@ -260,7 +279,7 @@ pub(crate) fn vmread(x: &mut Ctx, i: &Instruction) -> Exec {
 /// VMWRITE.
 pub(crate) fn vmwrite(x: &mut Ctx, i: &Instruction) -> Exec {
     enter(x)?;
-    let Some(vmcs) = Reached::now(x) else {
+    let Some(vmcs) = Reached::now(x).filter(|vmcs| !matches!(vmcs, Reached::Enlightened)) else {
         fail_invalid(x);
         return Ok(());
     };
@@ -291,10 +310,10 @@ pub(crate) fn vmwrite(x: &mut Ctx, i: &Instruction) -> Exec {
         return Ok(());
     }
     if high {
-        let low = vmcs.get(x, field) & 0xffff_ffff;
+        let low = vmcs.get(x, field).unwrap_or(0) & 0xffff_ffff;
         vmcs.set(x, field, low | value << 32);
     } else if size == 4 && field.width() == hypernest_vmcs::Width::Bits64 {
-        let upper = vmcs.get(x, field) & !0xffff_ffff;
+        let upper = vmcs.get(x, field).unwrap_or(0) & !0xffff_ffff;
         vmcs.set(x, field, upper | value);
     } else {
         vmcs.set(x, field, value);
@@ -303,8 +322,12 @@ pub(crate) fn vmwrite(x: &mut Ctx, i: &Instruction) -> Exec {
     Ok(())
 }
 
-/// VMCALL in root operation: without dual-monitor treatment it only ever fails.
+/// VMCALL that does not exit: a hypercall, where there is who takes it. Else, in root operation without
+/// dual-monitor treatment, it only ever fails.
 pub(crate) fn vmcall(x: &mut Ctx) -> Exec {
+    if hyperv::enabled(x.cpu) {
+        return hyperv::hypercall(x);
+    }
     enter(x)?;
     fail(x, error::VMCALL_IN_ROOT);
     Ok(())

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use hypernest_vmcs::ExitReason;
 
 use crate::bus::Tick;
+use crate::vmx::EnlightenedEntry;
 
 /// Who executes: the machine's own software (and its user programs), or a guest of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,6 +117,8 @@ pub struct VmEntry {
     pub resume: bool,
     /// Current-VMCS pointer; `None` where there was no current VMCS.
     pub vmcs: Option<u64>,
+    /// The enlightened VMCS that it was made from, and what of it was not read.
+    pub enlightened: Option<EnlightenedEntry>,
     /// RIP of the guest, as its VMCS has it.
     pub guest_rip: u64,
     /// VM-entry interruption information.
@@ -176,6 +179,8 @@ pub struct VmExit {
     pub guest_physical: Option<u64>,
     /// Guest-linear address.
     pub guest_linear: Option<u64>,
+    /// The enlightened VMCS that the guest was entered by.
+    pub enlightened: Option<EnlightenedEntry>,
     /// Instructions that the guest executed since it was entered.
     pub guest_instructions: u64,
 }

@@ -263,7 +263,9 @@ pub(crate) fn value(x: &mut Ctx, value: u64) {
 /// The VMX instruction at hand is done; flags and VMCS tell how.
 pub(crate) fn instruction_done(x: &mut Ctx, name: &'static str) {
     let now = x.now;
-    if !watch(x).is_some_and(|watch| watch.wants(EventKinds::VM_INSTRUCTION)) {
+    let Some(watch) = watch(x) else { return };
+    watch.statistics.instruction(name);
+    if !watch.wants(EventKinds::VM_INSTRUCTION) {
         return;
     }
     let failure = answer(x);
@@ -272,7 +274,7 @@ pub(crate) fn instruction_done(x: &mut Ctx, name: &'static str) {
     } else {
         Level::L1
     };
-    if let Some(watch) = watch(x) {
+    if let Some(watch) = self::watch(x) {
         let what = Happening::VmInstruction(VmInstruction {
             level,
             name,
@@ -312,6 +314,7 @@ fn entry(x: &Ctx, resume: bool, failure: Option<EntryFailure>) -> Happening {
     Happening::VmEntry(VmEntry {
         resume,
         vmcs: x.cpu.vmx.current,
+        enlightened: x.cpu.vmx.enlightened_entry,
         guest_rip: vmcs.get(Field::GUEST_RIP),
         injects: vmcs.get(Field::VM_ENTRY_INTR_INFO_FIELD) as u32,
         failure,
@@ -322,10 +325,11 @@ fn entry(x: &Ctx, resume: bool, failure: Option<EntryFailure>) -> Happening {
 pub(crate) fn entered(x: &mut Ctx, resume: bool) {
     let now = x.now;
     let what = entry(x, resume, None);
+    let enlightened = x.cpu.vmx.enlightened_entry;
     let Some(watch) = watch(x) else { return };
     // The instruction that enters is L1's last.
     let executed = watch.executed(now) + 1;
-    watch.statistics.entered();
+    watch.statistics.entered(enlightened);
     let place = &mut watch.places[watch.vcpu];
     place.entered = Some(executed);
     if let Some((reason, at)) = place.handling.take() {
@@ -393,6 +397,7 @@ pub(crate) fn exited(x: &mut Ctx, exit: &Exit) {
         word(Field::IDT_VECTORING_INFO_FIELD),
         word(Field::IDT_VECTORING_ERROR_CODE),
     );
+    let enlightened = x.cpu.vmx.enlightened_entry;
     let Some(watch) = watch(x) else { return };
     let executed = watch.executed(now);
     let place = &mut watch.places[watch.vcpu];
@@ -428,6 +433,7 @@ pub(crate) fn exited(x: &mut Ctx, exit: &Exit) {
             },
             guest_physical: exit.guest_physical,
             guest_linear: exit.linear,
+            enlightened,
             guest_instructions,
         });
         watch.push(now, rip, what);

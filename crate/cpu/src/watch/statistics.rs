@@ -5,6 +5,8 @@ use alloc::vec::Vec;
 
 use hypernest_vmcs::ExitReason;
 
+use crate::vmx::EnlightenedEntry;
+
 use super::event::Level;
 
 /// Reasons that are told apart; the manual's highest is 85.
@@ -61,6 +63,10 @@ pub struct ExitStatistics {
     entries: u64,
     failed_entries: u64,
     guest_instructions: u64,
+    enlightened_entries: u64,
+    clean_entries: u64,
+    vmreads: u64,
+    vmwrites: u64,
 }
 
 /// What is known about the exits of one reason.
@@ -109,6 +115,10 @@ impl ExitStatistics {
             entries: 0,
             failed_entries: 0,
             guest_instructions: 0,
+            enlightened_entries: 0,
+            clean_entries: 0,
+            vmreads: 0,
+            vmwrites: 0,
         }
     }
 
@@ -125,6 +135,26 @@ impl ExitStatistics {
     /// VM entries that failed, in whichever way.
     pub fn failed_entries(&self) -> u64 {
         self.failed_entries
+    }
+
+    /// Of the VM entries that led into a guest, those by an enlightened VMCS.
+    pub fn enlightened_entries(&self) -> u64 {
+        self.enlightened_entries
+    }
+
+    /// Of those, the ones that found some of it clean, and did not read it.
+    pub fn clean_entries(&self) -> u64 {
+        self.clean_entries
+    }
+
+    /// VMREADs that completed, whichever way.
+    pub fn vmreads(&self) -> u64 {
+        self.vmreads
+    }
+
+    /// VMWRITEs that completed, whichever way.
+    pub fn vmwrites(&self) -> u64 {
+        self.vmwrites
     }
 
     /// Instructions that guests executed, up to the last exit.
@@ -195,8 +225,21 @@ impl ExitStatistics {
         self.guest_instructions += guest_instructions;
     }
 
-    pub(super) fn entered(&mut self) {
+    pub(super) fn entered(&mut self, enlightened: Option<EnlightenedEntry>) {
         self.entries += 1;
+        if let Some(entry) = enlightened {
+            self.enlightened_entries += 1;
+            self.clean_entries += u64::from(entry.clean != 0);
+        }
+    }
+
+    /// A VMX instruction completed.
+    pub(super) fn instruction(&mut self, name: &str) {
+        match name {
+            "VMREAD" => self.vmreads += 1,
+            "VMWRITE" => self.vmwrites += 1,
+            _ => {}
+        }
     }
 
     pub(super) fn entry_failed(&mut self) {

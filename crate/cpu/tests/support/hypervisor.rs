@@ -77,6 +77,8 @@ pub struct L1 {
     pub ram: Ram,
     profile: Arc<VmxProfile>,
     writes: Vec<(Field, u64)>,
+    /// What the VMCS is filled with.
+    pub fields: Vec<(Field, u64)>,
     /// What ended the last run, where it was no VM exit.
     pub stop: Option<Stop>,
 }
@@ -84,14 +86,25 @@ pub struct L1 {
 impl L1 {
     /// A hypervisor ready to start its guest; memory may still be changed.
     pub fn new(setup: &Setup) -> L1 {
-        let model = <&Model>::default();
-        L1::with(setup, setup.choice.profile(model).unwrap().unwrap())
+        L1::on(setup, false)
     }
 
-    /// The same on a processor with this VMX.
+    /// As [`L1::new`], on a processor with or without the Hyper-V interface.
+    pub fn on(setup: &Setup, hyperv: bool) -> L1 {
+        let model = <&Model>::default();
+        let profile = setup.choice.profile(model).unwrap().unwrap();
+        L1::assemble(setup, profile, hyperv)
+    }
+
+    /// As [`L1::new`], on a processor with this VMX.
     pub fn with(setup: &Setup, profile: Arc<VmxProfile>) -> L1 {
+        L1::assemble(setup, profile, false)
+    }
+
+    fn assemble(setup: &Setup, profile: Arc<VmxProfile>, hyperv: bool) -> L1 {
         let config = ProcessorConfig {
             vmx: Some(profile.clone()),
+            hyperv,
             ..ProcessorConfig::default()
         };
         let mut processor = Processor::new(&config).unwrap();
@@ -104,6 +117,7 @@ impl L1 {
             ram,
             profile,
             writes: Vec::new(),
+            fields: Vec::new(),
             stop: None,
         };
         let mut fields = l1.ordinary_fields(&state, setup.proc2);
@@ -118,6 +132,7 @@ impl L1 {
             l1.put(TABLE + 16 * n as u64 + 8, *value);
         }
         l1.put(TABLE + 16 * fields.len() as u64, !0);
+        l1.fields = fields;
         for root in [EPT, EPT2] {
             for level in 0..3 {
                 l1.put(root + (level << 12), (root + ((level + 1) << 12)) | 7);

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod apic;
+pub mod enlightened;
 pub mod hypervisor;
 
 use hypernest_cpu::{

@@ -68,6 +68,7 @@ pub fn reset_state() -> VcpuState {
         random_count: 0,
         apic: ApicState::default(),
         vmx: Default::default(),
+        hyperv: Default::default(),
     }
 }
 

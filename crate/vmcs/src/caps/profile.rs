@@ -334,6 +334,22 @@ impl Caps {
     }
 
     /// Whether a bit is set in the allowed-1 settings, even of a control that does not exist.
+    /// What a hypervisor that uses the enlightened VMCS, version 1, can be offered: controls that it has no
+    /// place for are gone from the capabilities, as KVM filters them for its guests.
+    #[must_use]
+    pub fn enlightened(&self) -> Self {
+        let mut caps = self.clone();
+        for bit in ControlBit::ALL.iter().filter(|bit| !bit.enlightened) {
+            if caps.allowed0(bit.id.control) >> bit.id.bit & 1 == 0 {
+                caps.drop_control(bit.id);
+            }
+        }
+        match Layout::named("evmcs-v1") {
+            Some(layout) => caps.restricted_to(layout),
+            None => caps,
+        }
+    }
+
     fn stores(&self, id: ControlId) -> bool {
         allowed1_places(id).any(|(msr, bit)| self.slot(msr).is_some_and(|v| v & bit != 0))
     }
