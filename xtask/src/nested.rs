@@ -26,6 +26,8 @@ const TESTS: [&str; 10] = [
 /// One way to load KVM's module.
 struct Variant {
     profile: &'static str,
+    /// Options of the command for the layouts of VMCS regions.
+    layouts: &'static [&'static str],
     /// Its options, joined by commas.
     options: &'static str,
     /// Of its parameters, how some must read once it is loaded.
@@ -35,6 +37,7 @@ struct Variant {
 const VARIANTS: &[Variant] = &[
     Variant {
         profile: "max",
+        layouts: &[],
         options: "",
         reads: &[
             "enable_apicv:Y",
@@ -52,6 +55,7 @@ const VARIANTS: &[Variant] = &[
     },
     Variant {
         profile: "kvm",
+        layouts: &[],
         options: "",
         reads: &[
             "enable_shadow_vmcs:Y",
@@ -65,24 +69,42 @@ const VARIANTS: &[Variant] = &[
     },
     Variant {
         profile: "max",
+        layouts: &[],
         options: "vpid=0",
         reads: &["ept:Y", "vpid:N"],
     },
     Variant {
         profile: "max",
+        layouts: &[],
         options: "enable_apicv=0",
         reads: &["ept:Y", "enable_apicv:N"],
     },
     // A guest in real mode runs in virtual-8086 mode.
     Variant {
         profile: "max",
+        layouts: &[],
         options: "unrestricted_guest=0",
         reads: &["ept:Y", "unrestricted_guest:N"],
     },
     Variant {
         profile: "max",
+        layouts: &[],
         options: "ept=0",
         reads: &["ept:N", "unrestricted_guest:N", "vpid:Y"],
+    },
+    // Regions of an old layout become ones of a new layout; what the old one has no place for is not offered.
+    Variant {
+        profile: "max",
+        layouts: &["--vmcs", "kvm-3.10", "--write-vmcs", "hypernest-evmcs"],
+        options: "",
+        reads: &[
+            "enable_apicv:N",
+            "enable_shadow_vmcs:N",
+            "ept:Y",
+            "pml:N",
+            "unrestricted_guest:Y",
+            "vpid:Y",
+        ],
     },
 ];
 
@@ -111,12 +133,19 @@ fn run(nesting: &[Kernel]) -> Result<Outcome> {
     for kernel in there {
         for variant in VARIANTS {
             let name = format!(
-                "KVM of Linux {} under --vmx {} {}",
-                kernel.series, variant.profile, variant.options
+                "KVM of Linux {} under --vmx {} {} {}",
+                kernel.series,
+                variant.profile,
+                variant.layouts.join(" "),
+                variant.options
             );
             let words = format!("anchor.n=500 anchor.kvm_intel={}", variant.options);
             let run = LinuxRun {
-                options: vec!["--vmx".into(), variant.profile.into()],
+                options: ["--vmx", variant.profile]
+                    .iter()
+                    .chain(variant.layouts)
+                    .map(|&word| word.into())
+                    .collect(),
                 ..LinuxRun::new(kernel, &words)
             };
             judge(&name, &run, &|result| small_guests_failure(result, variant))?;
