@@ -26,21 +26,19 @@ const TESTS: [&str; 10] = [
 /// One way to load KVM's module.
 struct Variant {
     profile: &'static str,
+    /// Further options of `hypernest run`.
+    board: &'static [&'static str],
     /// Its options, joined by commas.
     options: &'static str,
     /// Of its parameters, how some must read once it is loaded.
     reads: &'static [&'static str],
-    /// The machine has the Hyper-V interface.
-    hyperv: bool,
 }
 
 impl Variant {
     /// Options of `hypernest run`.
     fn machine(&self) -> Vec<String> {
         let mut options = vec!["--vmx".into(), self.profile.into()];
-        if self.hyperv {
-            options.push("--hyperv".into());
-        }
+        options.extend(self.board.iter().map(|&word| word.into()));
         options
     }
 }
@@ -48,6 +46,7 @@ impl Variant {
 const VARIANTS: &[Variant] = &[
     Variant {
         profile: "max",
+        board: &[],
         options: "",
         reads: &[
             "enable_apicv:Y",
@@ -62,10 +61,10 @@ const VARIANTS: &[Variant] = &[
             "vnmi:Y",
             "vpid:Y",
         ],
-        hyperv: false,
     },
     Variant {
         profile: "kvm",
+        board: &[],
         options: "",
         reads: &[
             "enable_shadow_vmcs:Y",
@@ -76,36 +75,36 @@ const VARIANTS: &[Variant] = &[
             "unrestricted_guest:Y",
             "vpid:Y",
         ],
-        hyperv: false,
     },
     Variant {
         profile: "max",
+        board: &[],
         options: "vpid=0",
         reads: &["ept:Y", "vpid:N"],
-        hyperv: false,
     },
     Variant {
         profile: "max",
+        board: &[],
         options: "enable_apicv=0",
         reads: &["ept:Y", "enable_apicv:N"],
-        hyperv: false,
     },
     // A guest in real mode runs in virtual-8086 mode.
     Variant {
         profile: "max",
+        board: &[],
         options: "unrestricted_guest=0",
         reads: &["ept:Y", "unrestricted_guest:N"],
-        hyperv: false,
     },
     Variant {
         profile: "max",
+        board: &[],
         options: "ept=0",
         reads: &["ept:N", "unrestricted_guest:N", "vpid:Y"],
-        hyperv: false,
     },
     // What the enlightened VMCS has no place for is not there.
     Variant {
         profile: "max",
+        board: &["--hyperv"],
         options: "",
         reads: &[
             "enable_apicv:N",
@@ -116,7 +115,20 @@ const VARIANTS: &[Variant] = &[
             "unrestricted_guest:Y",
             "vpid:Y",
         ],
-        hyperv: true,
+    },
+    // Regions of an old layout become ones of a new layout; what the old one has no place for is not offered.
+    Variant {
+        profile: "max",
+        board: &["--vmcs", "kvm-3.10", "--write-vmcs", "hypernest-evmcs"],
+        options: "",
+        reads: &[
+            "enable_apicv:N",
+            "enable_shadow_vmcs:N",
+            "ept:Y",
+            "pml:N",
+            "unrestricted_guest:Y",
+            "vpid:Y",
+        ],
     },
 ];
 
