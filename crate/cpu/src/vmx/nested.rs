@@ -211,6 +211,8 @@ impl Vcpu {
         let pending = state.has(state_flag::RUN_PENDING);
         if vmx.non_root {
             check_entry(self, ram, &vmx, pending)?;
+            // KVM notes that only at the first exit.
+            vmx.vmcs.launched = true;
             vmx.mtf_pending = state.has(state_flag::MTF_PENDING);
             // What is under way inside an instruction's work travels with the registers.
             vmx.apic_write = self.vmx.apic_write;

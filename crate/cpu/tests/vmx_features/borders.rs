@@ -438,6 +438,13 @@ fn another_written_layout_for_a_running_machine_must_hold_what_is_offered() {
         error.contains("pml_address") && error.contains("kvm-3.10"),
         "{error}"
     );
+    // What is taken away stays away, whatever the layouts.
+    let less = same.limited(|caps| caps.restricted_to(named("kvm")));
+    assert!(same.fields().contains(Field::TERTIARY_VM_EXEC_CONTROL));
+    assert!(!less.fields().contains(Field::TERTIARY_VM_EXEC_CONTROL));
+    assert_eq!(less.written().name(), "hypernest-evmcs");
+    let again = less.writing(named("hypernest")).unwrap();
+    assert_eq!(again.caps, less.caps);
     let old = layouts(&VmxChoice::Max, "kvm-3.10", "hypernest-evmcs", &[]);
     let back = old.writing(named("kvm-3.10")).unwrap();
     assert_eq!((back.written().name(), &back.caps), ("kvm-3.10", &old.caps));

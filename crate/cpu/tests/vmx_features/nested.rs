@@ -432,6 +432,28 @@ fn a_guest_with_a_shadow_vmcs_has_two_images() {
 }
 
 #[test]
+fn a_guest_that_executes_was_launched() {
+    // KVM's image is still clear before the first exit.
+    let max = plain(&VmxChoice::Max);
+    let guest: Emit = &|a| {
+        a.vmcall()?;
+        a.vmcall()
+    };
+    let mut l1 = L1::with(&setup(0, &[], guest), max);
+    l1.tick_until(|state| state.vmx.non_root);
+    let mut state = l1.processor.nested_state(0, &l1.ram);
+    Layout::hypernest()
+        .set_launched(&mut state.data, false)
+        .unwrap();
+    l1.processor
+        .set_nested_state(0, &mut l1.ram, &state.to_bytes())
+        .unwrap();
+    l1.run();
+    l1.next();
+    assert_eq!(l1.reason(), ExitReason::VMCALL, "VMRESUME has entered");
+}
+
+#[test]
 fn a_refused_state_changes_nothing() {
     let max = plain(&VmxChoice::Max);
     let mut l1 = L1::with(&setup(proc2::ENABLE_EPT, &[], &|a| a.vmcall()), max.clone());
