@@ -11,6 +11,7 @@
  *
  *   plain   nothing else
  *   timer   the preemption timer runs
+ *   evmcs   the hypervisor uses the enlightened VMCS of Hyper-V, which KVM offers it
  *   shadow  VMCS shadowing: L3 then reads the guest RIP of the shadow VMCS, and writes it to port 0x13
  *
  * Prints:  STATE <variant> BLOB <bytes>, then lines of hexadecimal, then STATE <variant> END
@@ -46,6 +47,8 @@
 #define SHADOW_TABLE 0x26000ul
 #define POINTERS 0x27000ul	/* of VMXON, VMCS, SHADOW */
 #define TSS 0x28000ul
+#define EVMCS 0x29000ul
+#define ASSIST 0x2a000ul	/* VP assist page */
 #define STACK_TOP 0x80000ul
 #define L3_STACK_TOP 0x90000ul
 
@@ -54,13 +57,23 @@
 /* ---- guest code ------------------------------------------------------------------------- */
 asm(".pushsection .rodata\n"
     ".globl g_hypervisor, g_exit, g_hypervisor_end, g_l3, g_l3_end\n"
-    "g_hypervisor:\n"			/* r15: with a shadow VMCS */
+    "g_hypervisor:\n"			/* r15: with a shadow VMCS; r14: with an enlightened one */
     "   movq %cr4, %rax\n"
     "   orq $0x2000, %rax\n"
     "   movq %rax, %cr4\n"
     "   vmxon 0x27000\n"
     "   jbe 8f\n"
-    "   testq %r15, %r15\n"
+    "   testq %r14, %r14\n"
+    "   jz 2f\n"
+    "   movl $0x40000073, %ecx\n"	/* VP assist page, enabled */
+    "   movl $0x2a001, %eax\n"
+    "   xorl %edx, %edx\n"
+    "   wrmsr\n"
+    "   vmlaunch\n"
+    "   movl $0xffff, %eax\n"
+    "   outl %eax, $0x12\n"
+    "   hlt\n"
+    "2: testq %r15, %r15\n"
     "   jz 1f\n"
     "   vmclear 0x27010\n"
     "   jbe 8f\n"
@@ -95,9 +108,13 @@ asm(".pushsection .rodata\n"
     "   outl %eax, $0x12\n"
     "   hlt\n"
     "g_exit:\n"
+    "   testq %r14, %r14\n"
+    "   jnz 3f\n"
     "   movl $0x4402, %edx\n"		/* exit reason */
     "   vmread %rdx, %rax\n"
-    "   outl %eax, $0x11\n"
+    "   jmp 4f\n"
+    "3: movl 0x29000 + 692, %eax\n"
+    "4: outl %eax, $0x11\n"
     "   hlt\n"
     "g_hypervisor_end:\n"
     "g_l3:\n"
@@ -126,7 +143,25 @@ struct vm {
 
 static struct { struct kvm_nested_state h; uint8_t rest[0x2000]; } state;
 
+/* Where the enlightened VMCS has the fields used here: encoding, offset, bytes. */
+static const struct { uint16_t encoding, offset, width; } evmcs_fields[] = {
+	{ 0x0800, 128, 2 }, { 0x0802, 130, 2 }, { 0x0804, 132, 2 }, { 0x0806, 134, 2 }, { 0x0808, 136, 2 },
+	{ 0x080a, 138, 2 }, { 0x080c, 140, 2 }, { 0x080e, 142, 2 }, { 0x0c00, 8, 2 }, { 0x0c02, 10, 2 },
+	{ 0x0c04, 12, 2 }, { 0x0c06, 14, 2 }, { 0x0c08, 16, 2 }, { 0x0c0a, 18, 2 }, { 0x0c0c, 20, 2 },
+	{ 0x2800, 416, 8 }, { 0x4000, 92, 4 }, { 0x4002, 788, 4 }, { 0x400c, 96, 4 }, { 0x4012, 796, 4 },
+	{ 0x4402, 692, 4 }, { 0x4800, 144, 4 }, { 0x4802, 148, 4 }, { 0x4804, 152, 4 }, { 0x4806, 156, 4 },
+	{ 0x4808, 160, 4 }, { 0x480a, 164, 4 }, { 0x480c, 168, 4 }, { 0x480e, 172, 4 }, { 0x4810, 176, 4 },
+	{ 0x4812, 180, 4 }, { 0x4814, 184, 4 }, { 0x4816, 188, 4 }, { 0x4818, 192, 4 }, { 0x481a, 196, 4 },
+	{ 0x481c, 200, 4 }, { 0x481e, 204, 4 }, { 0x4820, 208, 4 }, { 0x4822, 212, 4 }, { 0x6800, 544, 8 },
+	{ 0x6802, 552, 8 }, { 0x6804, 560, 8 }, { 0x6806, 216, 8 }, { 0x6808, 224, 8 }, { 0x680a, 232, 8 },
+	{ 0x680c, 240, 8 }, { 0x680e, 248, 8 }, { 0x6810, 256, 8 }, { 0x6812, 264, 8 }, { 0x6814, 272, 8 },
+	{ 0x6816, 280, 8 }, { 0x6818, 288, 8 }, { 0x681a, 568, 8 }, { 0x681c, 768, 8 }, { 0x681e, 816, 8 },
+	{ 0x6820, 776, 8 }, { 0x6c00, 40, 8 }, { 0x6c02, 48, 8 }, { 0x6c04, 56, 8 }, { 0x6c0a, 592, 8 },
+	{ 0x6c0c, 600, 8 }, { 0x6c0e, 608, 8 }, { 0x6c14, 616, 8 }, { 0x6c16, 80, 8 },
+};
+
 static const char *variant;
+static int timer, shadow, evmcs;
 static int kvm;
 static uint8_t *mem;
 
@@ -159,11 +194,36 @@ static uint64_t get_msr(struct vm *v, uint32_t index)
 	return m.e.data;
 }
 
+/* Hyper-V's leaves and the enlightened VMCS instead of KVM's leaves. */
+static void enlighten(struct vm *v, struct kvm_cpuid2 *cpuid)
+{
+	static struct { struct kvm_cpuid2 h; struct kvm_cpuid_entry2 e[64]; } hyperv;
+	uint16_t version = 0;
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_HYPERV_ENLIGHTENED_VMCS, .args = { (uint64_t)&version } };
+	uint32_t kept = 0;
+
+	XIOCTL(v->vcpu, KVM_ENABLE_CAP, &cap);
+	hyperv.h.nent = 64;
+	XIOCTL(v->vcpu, KVM_GET_SUPPORTED_HV_CPUID, &hyperv.h);
+	for (uint32_t i = 0; i < cpuid->nent; i++)
+		if (cpuid->entries[i].function >> 8 != 0x400000)
+			cpuid->entries[kept++] = cpuid->entries[i];
+	memcpy(cpuid->entries + kept, hyperv.h.entries, hyperv.h.nent * sizeof(*cpuid->entries));
+	cpuid->nent = kept + hyperv.h.nent;
+}
+
+static void set_msr(struct vm *v, uint32_t index, uint64_t data)
+{
+	struct { struct kvm_msrs h; struct kvm_msr_entry e; } m = { .h.nmsrs = 1, .e = { .index = index, .data = data } };
+
+	if (XIOCTL(v->vcpu, KVM_SET_MSRS, &m) != 1)
+		die("KVM_SET_MSRS");
+}
+
 static void open_vm(struct vm *v)
 {
-	static struct { struct kvm_cpuid2 h; struct kvm_cpuid_entry2 e[256]; } cpuid;
-	struct { struct kvm_msrs h; struct kvm_msr_entry e; } feature_control = {
-		.h.nmsrs = 1, .e = { .index = 0x3a, .data = 5 } };
+	static struct { struct kvm_cpuid2 h; struct kvm_cpuid_entry2 e[256 + 64]; } cpuid;
 	struct kvm_userspace_memory_region r = {
 		.memory_size = MEM_SIZE, .userspace_addr = (uint64_t)mem };
 
@@ -177,9 +237,10 @@ static void open_vm(struct vm *v)
 		die("mmap kvm_run");
 	cpuid.h.nent = 256;
 	XIOCTL(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid.h);
+	if (evmcs)
+		enlighten(v, &cpuid.h);
 	XIOCTL(v->vcpu, KVM_SET_CPUID2, &cpuid.h);
-	if (XIOCTL(v->vcpu, KVM_SET_MSRS, &feature_control) != 1)
-		die("KVM_SET_MSRS");
+	set_msr(v, 0x3a, 5);			/* IA32_FEATURE_CONTROL: locked, VMX */
 }
 
 static void close_vm(struct vm *v)
@@ -209,7 +270,24 @@ static uint64_t controls(struct vm *v, uint32_t msr, uint32_t more)
 	return (uint32_t)allowed | more;
 }
 
-static void fill_memory(struct vm *v, const struct kvm_sregs *s, int timer, int shadow)
+static void fill_evmcs(void)
+{
+	mem[EVMCS] = 1;				/* version */
+	mem[ASSIST + 40] = 1;			/* enlightened VM entry, by the VMCS at: */
+	at(ASSIST + 48)[0] = EVMCS;
+	for (uint64_t *field = at(TABLE); field[0] != -1ul; field += 2) {
+		size_t i = 0;
+
+		while (evmcs_fields[i].encoding != field[0])
+			if (++i == sizeof(evmcs_fields) / sizeof(*evmcs_fields)) {
+				printf("STATE %s FATAL no place for field %#lx\n", variant, field[0]);
+				exit(2);
+			}
+		memcpy(mem + EVMCS + evmcs_fields[i].offset, &field[1], evmcs_fields[i].width);
+	}
+}
+
+static void fill_memory(struct vm *v, const struct kvm_sregs *s)
 {
 	uint64_t *to = at(TABLE);
 	static const struct { uint32_t selector, access; uint64_t base; uint32_t limit; } segments[] = {
@@ -282,13 +360,15 @@ static void fill_memory(struct vm *v, const struct kvm_sregs *s, int timer, int 
 	to = field(to, 0x6c16, CODE + (g_exit - g_hypervisor));
 
 	field(at(SHADOW_TABLE), 0x681e, SHADOW_RIP);
+	if (evmcs)
+		fill_evmcs();
 }
 
-static void start(struct vm *v, int timer, int shadow)
+static void start(struct vm *v)
 {
 	struct kvm_segment code = { .limit = ~0u, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1 };
 	struct kvm_segment data = code, task = { .base = TSS, .limit = 0x67, .selector = 24, .type = 11, .present = 1 };
-	struct kvm_regs regs = { .rip = CODE, .rflags = 2, .rsp = STACK_TOP, .r15 = shadow };
+	struct kvm_regs regs = { .rip = CODE, .rflags = 2, .rsp = STACK_TOP, .r14 = evmcs, .r15 = shadow };
 	struct kvm_sregs s;
 
 	XIOCTL(v->vcpu, KVM_GET_SREGS, &s);
@@ -310,7 +390,7 @@ static void start(struct vm *v, int timer, int shadow)
 	s.efer |= 0x500;		/* LMA LME */
 	XIOCTL(v->vcpu, KVM_SET_SREGS, &s);
 	XIOCTL(v->vcpu, KVM_SET_REGS, &regs);
-	fill_memory(v, &s, timer, shadow);
+	fill_memory(v, &s);
 }
 
 /* Runs to the next port I/O; the port, or -1. */
@@ -360,13 +440,14 @@ int main(int argc, char **argv)
 	struct kvm_sregs sregs;
 	struct kvm_regs regs;
 	uint32_t shadow_value = 0, reason = 0;
-	int port, timer, shadow;
+	int port;
 	struct vm v;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	variant = argc > 1 ? argv[1] : "";
 	timer = !strcmp(variant, "timer");
 	shadow = !strcmp(variant, "shadow");
+	evmcs = !strcmp(variant, "evmcs");
 	kvm = open("/dev/kvm", O_RDWR);
 	if (kvm < 0)
 		die("/dev/kvm");
@@ -375,7 +456,7 @@ int main(int argc, char **argv)
 		die("mmap");
 
 	open_vm(&v);
-	start(&v, timer, shadow);
+	start(&v);
 	do {
 		port = run(&v);
 		if (port != 0x10) {
@@ -406,6 +487,8 @@ int main(int argc, char **argv)
 	XIOCTL(v.vcpu, KVM_SET_SREGS, &sregs);
 	XIOCTL(v.vcpu, KVM_SET_VCPU_EVENTS, &events);
 	XIOCTL(v.vcpu, KVM_SET_REGS, &regs);
+	if (evmcs)
+		set_msr(&v, 0x40000073, ASSIST | 1);
 	XIOCTL(v.vcpu, KVM_SET_NESTED_STATE, &state);
 	for (;;) {
 		port = run(&v);

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use hypernest_vmcs::nested_state::{IMAGE, Taker, state_flag};
+use hypernest_vmcs::nested_state::{IMAGE, NO_ADDRESS, Taker, state_flag};
 use hypernest_vmcs::{Field, Layout, Losses, NestedState, Translation, Vmcs};
 
 use crate::build;
@@ -16,7 +16,7 @@ use crate::run::{Captured, cache, command};
 use crate::test::Outcome;
 
 /// As `tests/guests/l2state.c` has them.
-const VARIANTS: [&str; 3] = ["plain", "timer", "shadow"];
+const VARIANTS: [&str; 4] = ["plain", "timer", "shadow", "evmcs"];
 const VMXON: u64 = 0x20000;
 const VMCS: u64 = 0x21000;
 const SHADOW: u64 = 0x22000;
@@ -64,7 +64,7 @@ fn round_trip(cli: &Path, kernel: &Kernel) -> Result<()> {
         }
         for (name, spoilt) in spoilt(&state)? {
             let then = match NestedState::read(&spoilt.to_bytes())
-                .and_then(|state| state.check(&taker()))
+                .and_then(|state| state.check(&taker(variant)))
             {
                 Ok(()) if spoilt.flags & state_flag::GUEST_MODE != 0 => {
                     Then::GoesOn(shadow_of(variant))
@@ -163,12 +163,12 @@ fn printed(text: &str, variant: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// KVM in the machine: nobody has switched on the enlightened VMCS.
-fn taker() -> Taker<'static> {
+/// KVM in the machine; one variant switches on the enlightened VMCS.
+fn taker(variant: &str) -> Taker<'static> {
     static KVM: std::sync::LazyLock<[&Layout; 1]> = std::sync::LazyLock::new(|| [Layout::kvm()]);
     Taker {
         vmx: true,
-        enlightened: false,
+        enlightened: variant == "evmcs",
         smm: false,
         physical_bits: 46,
         layouts: &*KVM,
@@ -180,11 +180,14 @@ fn taker() -> Taker<'static> {
 fn judge(cli: &Path, variant: &str, blob: &[u8]) -> Result<NestedState> {
     let state = NestedState::read(blob)?;
     ensure!(state.to_bytes() == blob, "other bytes when written again");
-    state.check(&taker())?;
+    state.check(&taker(variant))?;
     let findings = state.findings(Layout::kvm());
     ensure!(findings.is_empty(), "{findings:?}");
-    ensure!((state.vmxon, state.vmcs) == (VMXON, VMCS));
-    ensure!(state.flags == state_flag::GUEST_MODE);
+    let (vmcs, flags) = match variant {
+        "evmcs" => (NO_ADDRESS, state_flag::GUEST_MODE | state_flag::EVMCS),
+        _ => (VMCS, state_flag::GUEST_MODE),
+    };
+    ensure!((state.vmxon, state.vmcs, state.flags) == (VMXON, vmcs, flags));
     ensure!((state.deadline != 0) == (variant == "timer"));
     ensure!(state.shadow_image().is_some() == (variant == "shadow"));
 
@@ -281,9 +284,17 @@ const SHADOW_SPOILS: &[(&str, Spoil)] = &[
     ("indicator", |state| state.data[IMAGE + 3] ^= 0x80),
 ];
 
+/// Of one with an enlightened VMCS.
+const ENLIGHTENED_SPOILS: &[(&str, Spoil)] = &[
+    ("unlit", |state| state.flags = state_flag::GUEST_MODE),
+    ("revision", |state| state.data[0] ^= 1),
+    ("empty", |state| state.data.clear()),
+];
+
 fn spoilt(state: &NestedState) -> Result<Vec<(&'static str, NestedState)>> {
     let mut all = Vec::new();
     let tries: &[(&str, Spoil)] = match (state.shadow_image(), state.deadline) {
+        _ if state.flags & state_flag::EVMCS != 0 => ENLIGHTENED_SPOILS,
         (Some(_), _) => SHADOW_SPOILS,
         (None, 0) => SPOILS,
         _ => &[],

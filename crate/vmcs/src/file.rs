@@ -58,7 +58,7 @@ pub enum FileError {
     #[error("it is empty")]
     Empty,
     /// It is a migration stream.
-    #[error("a migration stream; `hypernest vmcs extract` gets the nested states out of it")]
+    #[error("a migration stream, which can hold several nested states")]
     Stream,
     /// It is too long for what it is.
     #[error(
@@ -72,9 +72,7 @@ pub enum FileError {
     #[error(transparent)]
     Log(#[from] DumpTextError),
     /// Nobody knows its revision.
-    #[error(
-        "{bytes} bytes with revision {revision:#010x} are of no known layout; name one with --layout"
-    )]
+    #[error("{bytes} bytes with revision {revision:#010x} are of no known layout")]
     Unknown {
         /// How many.
         bytes: usize,
@@ -83,7 +81,7 @@ pub enum FileError {
     },
     /// Nobody knows its revision, and layouts that take any do not fit its values.
     #[error(
-        "revision {revision:#010x} is of no known layout, and the values fit none well (best: {best}, {broken} values that break a rule); name one with --layout"
+        "revision {revision:#010x} is of no known layout, and the values fit none well (best: {best}, {broken} values that break a rule)"
     )]
     NoneFits {
         /// The revision.

@@ -203,9 +203,9 @@ impl Random {
     }
 }
 
-/// What a region holds: a value a field of its layout, and the header.
+/// What a region holds: a value for each place of its layout, in their order, and the header.
 struct Truth {
-    values: BTreeMap<u32, u64>,
+    values: Vec<u64>,
     launched: bool,
     shadow: bool,
     abort: u32,
@@ -217,7 +217,7 @@ fn random(random: &mut Random, judge: &Judge, region: &mut [u8]) -> Truth {
         chunk.copy_from_slice(&random.next().to_le_bytes()[..chunk.len()]);
     }
     let dense = random.below(9);
-    let mut values = BTreeMap::new();
+    let mut values = Vec::with_capacity(judge.places.len());
     for (&encoding, &place) in &judge.places {
         let value = if random.below(8) < dense {
             random.next() & mask(width(encoding))
@@ -230,7 +230,7 @@ fn random(random: &mut Random, judge: &Judge, region: &mut [u8]) -> Truth {
             _ => 0,
         };
         put(region, place, value | noise);
-        values.insert(encoding, value);
+        values.push(value);
     }
     let truth = Truth {
         values,
@@ -253,15 +253,50 @@ fn header(judge: &Judge, region: &mut [u8], truth: &Truth, revision: u32) {
     }
 }
 
-/// What the translation must write over `region`.
-fn expect(judge: &Judge, truth: &Truth, region: &mut [u8]) {
-    header(judge, region, truth, judge.revision.unwrap_or(0));
-    for (encoding, &place) in &judge.places {
-        put(
-            region,
-            place,
-            truth.values.get(encoding).copied().unwrap_or(0),
-        );
+/// A layout to translate to.
+struct To<'a> {
+    judge: &'a Judge,
+    map: Translation,
+    /// Its places, and for each which of the values comes there.
+    comes: Vec<(Place, Option<usize>)>,
+    /// Which of the values have no place, and their fields.
+    lost: Vec<(usize, u32)>,
+}
+
+impl<'a> To<'a> {
+    fn new(from: &Judge, judge: &'a Judge) -> Self {
+        let layout = |judge: &Judge| Layout::named(judge.name).unwrap();
+        let encodings: Vec<u32> = from.places.keys().copied().collect();
+        let comes = judge.places.iter().map(|(encoding, &place)| {
+            let from = encodings.iter().position(|other| other == encoding);
+            (place, from)
+        });
+        let lost = encodings
+            .iter()
+            .copied()
+            .enumerate()
+            .filter(|(_, encoding)| !judge.places.contains_key(encoding));
+        Self {
+            judge,
+            map: Translation::new(layout(from), layout(judge)),
+            comes: comes.collect(),
+            lost: lost.collect(),
+        }
+    }
+
+    /// What the translation must write over `region`.
+    fn expect(&self, truth: &Truth, region: &mut [u8]) {
+        header(self.judge, region, truth, self.judge.revision.unwrap_or(0));
+        for &(place, from) in &self.comes {
+            put(region, place, from.map_or(0, |at| truth.values[at]));
+        }
+    }
+
+    /// What it must say is lost.
+    fn losses(&self, truth: &Truth) -> Vec<(u32, u64)> {
+        let values = self.lost.iter();
+        let values = values.map(|&(at, encoding)| (encoding, truth.values[at]));
+        values.filter(|&(_, value)| value != 0).collect()
     }
 }
 
@@ -293,24 +328,16 @@ fn each_ordered_pair_translates_as_its_tables_say_and_reports_each_loss() {
 
 /// Random VMCSs of `from`, to each of `judges`.
 fn translate_all(seed: u64, from: &Judge, judges: &[Judge]) {
-    let layout = |judge: &Judge| Layout::named(judge.name).unwrap();
     let encodings: Vec<u32> = Field::ALL.iter().map(|field| field.encoding()).collect();
-    let pairs: Vec<(&Judge, Translation)> = judges
-        .iter()
-        .map(|to| (to, Translation::new(layout(from), layout(to))))
-        .collect();
+    let all: Vec<To> = judges.iter().map(|to| To::new(from, to)).collect();
     let mut next = Random(seed);
     let (mut source, mut result, mut truth) = ([0u8; 4096], [0u8; 4096], [0u8; 4096]);
     for number in 0..VMCSS {
         let values = random(&mut next, from, &mut source);
-        for (to, map) in &pairs {
-            let pair = || format!("{} to {}", from.name, to.name);
-            let lost: Vec<(u32, u64)> = values
-                .values
-                .iter()
-                .filter(|(encoding, value)| **value != 0 && !to.places.contains_key(encoding))
-                .map(|(&encoding, &value)| (encoding, value))
-                .collect();
+        for to in &all {
+            let map = &to.map;
+            let pair = || format!("{} to {}", from.name, to.judge.name);
+            let lost = to.losses(&values);
             let said = map
                 .losses(&source)
                 .map(|(field, value)| (field.encoding(), value));
@@ -324,7 +351,9 @@ fn translate_all(seed: u64, from: &Judge, judges: &[Judge]) {
                     value,
                     fields: lost.len(),
                 }),
-                None if values.launched && to.launch.is_none() => Some(TranslateError::LaunchState),
+                None if values.launched && to.judge.launch.is_none() => {
+                    Some(TranslateError::LaunchState)
+                }
                 None => None,
             };
             let strict = map.run(&source, &mut result, Losses::Refused);
@@ -333,15 +362,21 @@ fn translate_all(seed: u64, from: &Judge, judges: &[Judge]) {
                 assert!(result == truth, "{}", pair());
                 map.run(&source, &mut result, Losses::Allowed).unwrap();
             }
-            expect(to, &values, &mut truth);
+            to.expect(&values, &mut truth);
             assert!(result == truth, "{}", pair());
 
             if number % REPORTED == 0 {
+                let value: BTreeMap<u32, u64> = from
+                    .places
+                    .keys()
+                    .copied()
+                    .zip(values.values.iter().copied())
+                    .collect();
                 let expected: Vec<(u32, Fate)> = encodings
                     .iter()
                     .filter_map(|&encoding| {
-                        let value = values.values.get(&encoding).copied().unwrap_or(0);
-                        Some((encoding, fate(from, to, encoding, value)?))
+                        let value = value.get(&encoding).copied().unwrap_or(0);
+                        Some((encoding, fate(from, to.judge, encoding, value)?))
                     })
                     .collect();
                 let report = map.report(&source).unwrap();

@@ -3,8 +3,8 @@
 use std::io::Read as _;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
-use hypernest_vmcs::{File, Found, Layout};
+use anyhow::{Context, Result, anyhow, bail};
+use hypernest_vmcs::{File, FileError, Found, Layout};
 
 use crate::{files, setup};
 
@@ -39,7 +39,9 @@ pub fn bytes(what: &str, path: &Path, most: u64) -> Result<Vec<u8>> {
 pub fn open(path: &Path) -> Result<Input> {
     let bytes = bytes("VMCS file", path, MOST)?;
     let shown = path.display().to_string();
-    let file = File::read(bytes).with_context(|| shown.clone())?;
+    let file = File::read(bytes)
+        .map_err(advice)
+        .with_context(|| shown.clone())?;
     Ok(Input { shown, file })
 }
 
@@ -52,15 +54,28 @@ impl Input {
         if let (Some(asked), Some(_)) = (asked, self.file.region()) {
             return layout(asked).map(Some);
         }
-        let likely = self.file.layout().with_context(|| self.shown.clone())?;
-        Ok(likely.cloned())
+        let likely = self.file.layout().map_err(advice);
+        Ok(likely.with_context(|| self.shown.clone())?.cloned())
     }
 
     /// The VMCS.
     pub fn read(&self, asked: Option<&str>) -> Result<Found> {
         let asked = asked.map(layout).transpose()?;
         let found = self.file.vmcs(asked.as_ref());
-        found.with_context(|| self.shown.clone())
+        found.map_err(advice).with_context(|| self.shown.clone())
+    }
+}
+
+/// The error, with what helps.
+fn advice(error: FileError) -> anyhow::Error {
+    match error {
+        FileError::Stream => {
+            anyhow!("{error}: `hypernest vmcs extract` gets them out")
+        }
+        FileError::Unknown { .. } | FileError::NoneFits { .. } => {
+            anyhow!("{error}; name one with --layout")
+        }
+        error => error.into(),
     }
 }
 
