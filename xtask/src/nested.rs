@@ -232,7 +232,7 @@ fn says_enlightened(result: &Captured) -> Option<String> {
 }
 
 fn small_guests_failure(result: &Captured, variant: &Variant) -> Option<String> {
-    if variant.hyperv
+    if variant.board.contains(&"--hyperv")
         && let Some(why) = says_enlightened(result)
     {
         return Some(why);
