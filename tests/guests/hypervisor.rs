@@ -20,7 +20,10 @@ const TABLE: u64 = 0x10_2000;
 const VMXON: u64 = 0x18_0000;
 /// The VMCS.
 pub const VMCS: u64 = 0x18_1000;
-const POINTERS: u64 = 0x18_2000;
+/// Pointers to the VMXON region and to the VMCS; what follows them is free.
+pub const POINTERS: u64 = 0x18_2000;
+/// Where L1 goes at VMCALL, where [`Options`] say what it does then.
+pub const AT_VMCALL: u64 = 0x10_1800;
 /// EPT: four tables.
 pub const EPT: u64 = 0x19_0000;
 const HOST_STACK: u64 = 0x1a_8000;
@@ -52,9 +55,14 @@ pub struct Options {
     pub inject: bool,
     /// L2's code instead of [`l2`]'s.
     pub l2: Option<Vec<u8>>,
+    /// What L1 does at VMCALL instead of switching off: code for [`AT_VMCALL`].
+    pub at_vmcall: Option<Vec<u8>>,
 }
 
-fn assemble(at: u64, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+pub fn assemble(
+    at: u64,
+    write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Vec<u8> {
     let mut a = CodeAssembler::new(64).unwrap();
     write(&mut a).unwrap();
     a.assemble(at).unwrap()
@@ -98,7 +106,7 @@ fn start() -> Vec<u8> {
     })
 }
 
-fn handler() -> Vec<u8> {
+fn handler(goes_on: bool) -> Vec<u8> {
     let field = |field: Field| u64::from(field.encoding());
     assemble(HANDLER, |a| {
         let mut off = a.create_label();
@@ -110,7 +118,11 @@ fn handler() -> Vec<u8> {
         a.test(r8d, r8d)?;
         a.js(failed)?;
         a.cmp(r8, u32::from(ExitReason::VMCALL.0) as i32)?;
-        a.je(off)?;
+        if goes_on {
+            a.je(AT_VMCALL)?;
+        } else {
+            a.je(off)?;
+        }
         a.cmp(r8, u32::from(ExitReason::EPT_VIOLATION.0) as i32)?;
         a.je(miss)?;
         a.mov(r8, field(Field::GUEST_RIP))?;
@@ -248,7 +260,10 @@ pub fn image(options: &Options) -> Vec<u8> {
         memory[at..at + bytes.len()].copy_from_slice(bytes);
     };
     put(START, &start());
-    put(HANDLER, &handler());
+    put(HANDLER, &handler(options.at_vmcall.is_some()));
+    if let Some(code) = &options.at_vmcall {
+        put(AT_VMCALL, code);
+    }
     let mut list = fields();
     if options.inject {
         let info = 1 << 31 | u64::from(VECTOR);

@@ -3,6 +3,7 @@
 //! ```text
 //! 6.1/vmlinuz  6.1/initramfs.cpio      a stock kernel, and the initramfs that prints `ANCHOR MARKER init`
 //! 6.1/initramfs-l2.cpio                the same with the kernel again, as a guest of KVM, and its own initramfs
+//! 6.1/initramfs-state.cpio             takes nested states out of KVM and puts them in again
 //! 6.12/...                             the same for the newer kernel
 //! prompt.cpio                          an initramfs that ends at a busybox shell
 //! loop.elf                             a hot loop (tests/guests/loop.S)
@@ -71,10 +72,20 @@ impl Kernel {
         dir().join(self.series).join("initramfs-l2.cpio")
     }
 
+    /// The initramfs that runs `tests/guests/l2state.c`.
+    pub fn state_initramfs(&self) -> PathBuf {
+        dir().join(self.series).join("initramfs-state.cpio")
+    }
+
     fn is_made(&self) -> bool {
-        [self.image(), self.initramfs(), self.nested_initramfs()]
-            .iter()
-            .all(|path| path.is_file())
+        [
+            self.image(),
+            self.initramfs(),
+            self.nested_initramfs(),
+            self.state_initramfs(),
+        ]
+        .iter()
+        .all(|path| path.is_file())
     }
 }
 
@@ -110,6 +121,7 @@ pub fn make_what_is_possible() -> Result<Vec<String>> {
         busybox,
         l2test: compile("l2test")?,
         l2linux: compile("l2linux")?,
+        l2state: compile("l2state")?,
     };
     let mut missing = Vec::new();
     for kernel in KERNELS {
@@ -205,6 +217,8 @@ struct Programs {
     l2test: Vec<u8>,
     /// `tests/guests/l2linux.c`, compiled.
     l2linux: Vec<u8>,
+    /// `tests/guests/l2state.c`, compiled.
+    l2state: Vec<u8>,
 }
 
 fn linux(kernel: &Kernel, debs: &Path, programs: &Programs) -> Result<()> {
@@ -220,13 +234,11 @@ fn linux(kernel: &Kernel, debs: &Path, programs: &Programs) -> Result<()> {
     let series = kernel.series;
     write(&format!("{series}/vmlinuz"), &image)?;
 
-    let hypervisor = |init| -> Result<Archive> {
+    let hypervisor = |init, program: &str, code: &[u8]| -> Result<Archive> {
         let mut archive = skeleton(&programs.busybox);
-        archive.file("init", 0o755, source(init)?).file(
-            "bin/l2test",
-            0o755,
-            programs.l2test.as_slice(),
-        );
+        archive
+            .file("init", 0o755, source(init)?)
+            .file(&format!("bin/{program}"), 0o755, code);
         for name in ["irqbypass", "kvm", "kvm-intel"] {
             archive.file(
                 &format!("lib/modules/{name}.ko"),
@@ -236,12 +248,18 @@ fn linux(kernel: &Kernel, debs: &Path, programs: &Programs) -> Result<()> {
         }
         Ok(archive)
     };
-    let mut archive = hypervisor("l1-init")?;
+    let state = hypervisor("state-init", "l2state", &programs.l2state)?;
+    write(&format!("{series}/initramfs-state.cpio"), &state.bytes())?;
+    let mut archive = hypervisor("l1-init", "l2test", &programs.l2test)?;
     write(&format!("{series}/initramfs.cpio"), &archive.bytes())?;
     archive
         .file("bin/l2linux", 0o755, programs.l2linux.as_slice())
         .file("l2/bzImage", 0o644, image)
-        .file("l2/initrd", 0o644, hypervisor("l2-init")?.bytes());
+        .file(
+            "l2/initrd",
+            0o644,
+            hypervisor("l2-init", "l2test", &programs.l2test)?.bytes(),
+        );
     write(&format!("{series}/initramfs-l2.cpio"), &archive.bytes())
 }
 

@@ -11,6 +11,7 @@ mod guests;
 mod integration;
 mod kut;
 mod nested;
+mod nested_state;
 mod run;
 mod serve;
 mod setup;

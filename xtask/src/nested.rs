@@ -26,6 +26,8 @@ const TESTS: [&str; 10] = [
 /// One way to load KVM's module.
 struct Variant {
     profile: &'static str,
+    /// Options of the command for the layouts of VMCS regions.
+    layouts: &'static [&'static str],
     /// Its options, joined by commas.
     options: &'static str,
     /// Of its parameters, how some must read once it is loaded.
@@ -37,17 +39,20 @@ struct Variant {
 impl Variant {
     /// Options of `hypernest run`.
     fn machine(&self) -> Vec<String> {
-        let mut options = vec!["--vmx".into(), self.profile.into()];
-        if self.hyperv {
-            options.push("--hyperv".into());
-        }
-        options
+        let hyperv = self.hyperv.then_some(&"--hyperv");
+        ["--vmx", self.profile]
+            .iter()
+            .chain(self.layouts)
+            .chain(hyperv)
+            .map(|&word| word.into())
+            .collect()
     }
 }
 
 const VARIANTS: &[Variant] = &[
     Variant {
         profile: "max",
+        layouts: &[],
         options: "",
         reads: &[
             "enable_apicv:Y",
@@ -66,6 +71,7 @@ const VARIANTS: &[Variant] = &[
     },
     Variant {
         profile: "kvm",
+        layouts: &[],
         options: "",
         reads: &[
             "enable_shadow_vmcs:Y",
@@ -80,12 +86,14 @@ const VARIANTS: &[Variant] = &[
     },
     Variant {
         profile: "max",
+        layouts: &[],
         options: "vpid=0",
         reads: &["ept:Y", "vpid:N"],
         hyperv: false,
     },
     Variant {
         profile: "max",
+        layouts: &[],
         options: "enable_apicv=0",
         reads: &["ept:Y", "enable_apicv:N"],
         hyperv: false,
@@ -93,12 +101,14 @@ const VARIANTS: &[Variant] = &[
     // A guest in real mode runs in virtual-8086 mode.
     Variant {
         profile: "max",
+        layouts: &[],
         options: "unrestricted_guest=0",
         reads: &["ept:Y", "unrestricted_guest:N"],
         hyperv: false,
     },
     Variant {
         profile: "max",
+        layouts: &[],
         options: "ept=0",
         reads: &["ept:N", "unrestricted_guest:N", "vpid:Y"],
         hyperv: false,
@@ -106,6 +116,7 @@ const VARIANTS: &[Variant] = &[
     // What the enlightened VMCS has no place for is not there.
     Variant {
         profile: "max",
+        layouts: &[],
         options: "",
         reads: &[
             "enable_apicv:N",
@@ -117,6 +128,21 @@ const VARIANTS: &[Variant] = &[
             "vpid:Y",
         ],
         hyperv: true,
+    },
+    // Regions of an old layout become ones of a new layout; what the old one has no place for is not offered.
+    Variant {
+        profile: "max",
+        layouts: &["--vmcs", "kvm-3.10", "--write-vmcs", "hypernest-evmcs"],
+        options: "",
+        reads: &[
+            "enable_apicv:N",
+            "enable_shadow_vmcs:N",
+            "ept:Y",
+            "pml:N",
+            "unrestricted_guest:Y",
+            "vpid:Y",
+        ],
+        hyperv: false,
     },
 ];
 

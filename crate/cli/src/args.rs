@@ -98,6 +98,28 @@ pub struct RunArgs {
     #[arg(long, help_heading = "Machine")]
     pub hyperv: bool,
 
+    /// Layout of VMCS regions whose revision IA32_VMX_BASIC advertises (hypernest vmcs layouts lists them);
+    /// the VMX profile has its own
+    #[arg(long, value_name = "LAYOUT", help_heading = "Machine")]
+    pub vmcs: Option<String>,
+
+    /// Layout in which the processor writes VMCS regions; the advertised one unless given
+    #[arg(long, value_name = "LAYOUT", help_heading = "Machine")]
+    pub write_vmcs: Option<String>,
+
+    /// Further layouts of VMCS regions that VMPTRLD takes, with commas between them; each has a revision of its own
+    #[arg(
+        long,
+        value_name = "LAYOUTS",
+        value_delimiter = ',',
+        help_heading = "Machine"
+    )]
+    pub accept_vmcs: Vec<String>,
+
+    /// A file with the table of a further layout, which the options above then know by its name
+    #[arg(long = "layout", value_name = "F", help_heading = "Machine")]
+    pub layouts: Vec<PathBuf>,
+
     /// Raw disk image for a virtio disk; the guest's writes are kept in memory, never in the file
     #[arg(long = "disk", value_name = "F", help_heading = "Machine")]
     pub disks: Vec<PathBuf>,
@@ -131,6 +153,21 @@ pub struct RunArgs {
     /// (triple-fault), or at what is not built (unimplemented)
     #[arg(long, value_name = "EVENT", value_parser = break_on, help_heading = "Looking inside")]
     pub break_on: Vec<BreakOn>,
+
+    /// Print the fields of the current VMCS, as `hypernest vmcs show` does, after the N-th VM exit of all
+    /// (N) or the first for a reason (exit:REASON), and go on
+    #[arg(long, value_name = "EXIT", value_parser = exit_at, help_heading = "Looking inside")]
+    pub dump_vmcs_at: Vec<ExitAt>,
+
+    /// Write what --dump-vmcs-at prints also to files in this folder, which `hypernest vmcs` reads:
+    /// exit-N.vmcs, of layout hypernest
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "dump_vmcs_at",
+        help_heading = "Looking inside"
+    )]
+    pub dump_vmcs_to: Option<PathBuf>,
 
     /// Write every VM exit, and every VM entry that fails, as a line of JSON
     #[arg(long, value_name = "F", help_heading = "Looking inside")]
@@ -189,6 +226,34 @@ pub enum BreakOn {
     TripleFault,
     /// What is not built. It always stops a run; naming it keeps the last instructions.
     Unimplemented,
+}
+
+/// A VM exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitAt {
+    /// The first for this reason.
+    Reason(ExitReason),
+    /// The one of this number, counted from 1.
+    Number(u64),
+}
+
+impl ExitAt {
+    /// Whether an exit is meant.
+    pub fn is(self, reason: ExitReason, number: u64) -> bool {
+        match self {
+            ExitAt::Reason(wanted) => wanted == reason,
+            ExitAt::Number(wanted) => wanted == number,
+        }
+    }
+}
+
+impl std::fmt::Display for ExitAt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ExitAt::Reason(reason) => write!(f, "for {}", reason.ident()),
+            ExitAt::Number(number) => write!(f, "{number}"),
+        }
+    }
 }
 
 /// Where the VMX profile comes from.
@@ -250,13 +315,22 @@ fn break_on(text: &str) -> Result<BreakOn, String> {
     let Some(exit) = text.strip_prefix("exit:") else {
         return Err("give entry-fail, exit:REASON, exit:N, triple-fault or unimplemented".into());
     };
+    Ok(match exit_at(exit)? {
+        ExitAt::Reason(reason) => BreakOn::ExitReason(reason),
+        ExitAt::Number(number) => BreakOn::ExitNumber(number),
+    })
+}
+
+/// A number or a reason, with or without `exit:` before it.
+fn exit_at(text: &str) -> Result<ExitAt, String> {
+    let exit = text.strip_prefix("exit:").unwrap_or(text);
     if exit.bytes().all(|byte| byte.is_ascii_digit()) {
         let number = exit.parse().ok().filter(|number| *number > 0);
         let number = number.ok_or("give the number of an exit, from 1")?;
-        return Ok(BreakOn::ExitNumber(number));
+        return Ok(ExitAt::Number(number));
     }
     ExitReason::from_ident(exit)
-        .map(BreakOn::ExitReason)
+        .map(ExitAt::Reason)
         .ok_or_else(|| {
             let known: Vec<&str> = ExitReason::all().iter().map(|row| row.ident).collect();
             format!("give a number or one of {}", known.join(", "))
@@ -427,6 +501,18 @@ mod tests {
         }
         let error = of("exit:LUNCH").unwrap_err();
         assert!(error.contains("CPUID, ") && error.contains("EPT_VIOLATION"));
+    }
+
+    #[test]
+    fn dumps_are_at_exits_by_reason_or_number() {
+        let of = |text: &str| run(&["k", "--dump-vmcs-at", text]).map(|args| args.dump_vmcs_at[0]);
+        assert_eq!(of("12"), Ok(ExitAt::Number(12)));
+        assert_eq!(of("exit:12"), Ok(ExitAt::Number(12)));
+        assert_eq!(of("exit:hlt"), Ok(ExitAt::Reason(ExitReason::HLT)));
+        for wrong in ["", "0", "exit:0", "-1", "exit:LUNCH", "entry-fail"] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+        assert!(run(&["k", "--dump-vmcs-to", "d"]).is_err());
     }
 
     #[test]

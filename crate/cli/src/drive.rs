@@ -16,6 +16,7 @@ use crate::progress::Progress;
 use crate::report::End;
 use crate::terminal::{HELP, Input, Key, Keys, Raw, Stdin, is_interactive};
 use crate::trace::Names;
+use crate::vmcs_dump::Dumps;
 use crate::{dump, files};
 
 /// Ticks per slice while nobody can type.
@@ -44,9 +45,19 @@ impl Limits {
         self.break_on.contains(&BreakOn::TripleFault)
     }
 
+    /// Whether an exit ends the run.
+    fn breaks_at(&self, stop: &Stop) -> bool {
+        self.break_on.iter().any(|event| match (event, stop) {
+            (BreakOn::ExitReason(wanted), Stop::VmExit { reason, .. }) => wanted.0 == *reason,
+            (BreakOn::ExitNumber(wanted), Stop::VmExit { number, .. }) => wanted == number,
+            _ => false,
+        })
+    }
+
     /// The conditions that the machine watches for, at tick `end` at the latest.
-    pub fn until(&self, end: Tick) -> Until {
+    fn until(&self, end: Tick, dumps: &Dumps) -> Until {
         let mut until = Until::tick(end);
+        let mut first = None;
         if let Some(text) = &self.stop_on {
             until = until.text(text);
         }
@@ -54,12 +65,24 @@ impl Limits {
             until = match event {
                 BreakOn::EntryFail => until.failed_entry(),
                 BreakOn::ExitReason(reason) => until.vm_exit(*reason),
-                BreakOn::ExitNumber(number) => until.vm_exit_number(*number),
+                BreakOn::ExitNumber(number) => {
+                    first = Some(first.map_or(*number, |first: u64| first.min(*number)));
+                    until
+                }
                 BreakOn::TripleFault | BreakOn::Unimplemented => until,
             };
         }
-        until
+        dumps.until(until, first)
     }
+}
+
+/// What is told of a run while it goes on.
+#[derive(Default)]
+pub struct Live {
+    /// Events of VMX.
+    pub events: Events,
+    /// The VMCS at exits.
+    pub dumps: Dumps,
 }
 
 /// What came of a run.
@@ -217,7 +240,7 @@ pub struct Run<'a> {
     pub limits: &'a Limits,
     pub outcome: Outcome,
     serial: &'a mut Serial,
-    events: &'a mut Events,
+    live: &'a mut Live,
     started: Instant,
     progress: Progress,
 }
@@ -227,7 +250,7 @@ impl<'a> Run<'a> {
         machine: &'a mut Machine,
         serial: &'a mut Serial,
         limits: &'a Limits,
-        events: &'a mut Events,
+        live: &'a mut Live,
     ) -> Run<'a> {
         let progress = if serial.leaves_room_for_progress() {
             Progress::run(limits.stop_at)
@@ -245,7 +268,7 @@ impl<'a> Run<'a> {
                 typed: Vec::new(),
             },
             serial,
-            events,
+            live,
             started: Instant::now(),
             progress,
         }
@@ -253,7 +276,7 @@ impl<'a> Run<'a> {
 
     /// What names addresses.
     pub fn names(&self) -> &Names {
-        self.events.names()
+        self.live.events.names()
     }
 
     /// Waits at most `wait` for keys and passes them on. The end, where the user or time asks for it.
@@ -282,12 +305,16 @@ impl<'a> Run<'a> {
     pub fn slice(&mut self, ticks: Tick) -> Result<Stop> {
         let target = self.machine.now().saturating_add(ticks);
         let target = target.min(self.limits.stop_at.unwrap_or(Tick::MAX));
-        let until = self.limits.until(target);
+        let until = self.limits.until(target, &self.live.dumps);
         let running = Instant::now();
-        let stop = self.machine.run(&until)?;
+        let mut stop = self.machine.run(&until)?;
         self.outcome.running += running.elapsed();
         self.outcome.stops += 1;
-        self.events.take(self.machine)?;
+        self.live.events.take(self.machine)?;
+        self.live.dumps.take(self.machine, &stop)?;
+        if matches!(stop, Stop::VmExit { .. }) && !self.limits.breaks_at(&stop) {
+            stop = Stop::Tick;
+        }
         self.serial.put(&self.machine.take_serial_output())?;
         debug_output(&self.machine.take_debug_output());
         let instructions = self.machine.instructions().unwrap_or(0);
@@ -346,10 +373,10 @@ pub fn drive(
     machine: &mut Machine,
     serial: &mut Serial,
     limits: &Limits,
-    events: &mut Events,
+    live: &mut Live,
     gdb: Option<&Listener>,
 ) -> Result<Outcome> {
-    let mut run = Run::new(machine, serial, limits, events);
+    let mut run = Run::new(machine, serial, limits, live);
     let end = match gdb {
         Some(listener) => listener.serve(&mut run)?,
         None => None,

@@ -17,6 +17,7 @@ mod setup;
 mod terminal;
 mod trace;
 mod vmcs;
+mod vmcs_dump;
 
 /// Exit status for bad input.
 const BAD_INPUT: i32 = 2;

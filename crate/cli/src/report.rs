@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use hypernest_machine::{ExitReason, Tick, cpu};
+use hypernest_machine::{ExitReason, RegionCount, Tick, cpu};
 use serde_json::json;
 
 use crate::exit_table::Exits;
@@ -198,6 +198,8 @@ pub struct Report {
     pub state_hash: String,
     /// What there was of VMX.
     pub exits: Option<Exits>,
+    /// VMCS regions in memory by layout.
+    pub regions: Vec<RegionCount>,
 }
 
 impl Report {
@@ -227,6 +229,17 @@ impl Report {
         if let Some(exits) = &self.exits {
             report["vmx"] = exits.json();
         }
+        if !self.regions.is_empty() {
+            let region = |count: &RegionCount| {
+                json!({
+                    "layout": count.layout,
+                    "revision": format!("{:#010x}", count.revision),
+                    "pages": count.pages,
+                    "written": count.written,
+                })
+            };
+            report["vmcs_regions"] = self.regions.iter().map(region).collect();
+        }
         format!("{report:#}\n")
     }
 }
@@ -251,6 +264,20 @@ impl fmt::Display for Report {
         )?;
         writeln!(f, "stops         {}", grouped(self.stops))?;
         write!(f, "state hash    {}", self.state_hash)?;
+        // With one layout there is nothing to tell apart.
+        for count in self.regions.iter().filter(|_| self.regions.len() > 1) {
+            let written = if count.written { ", written" } else { "" };
+            let RegionCount {
+                pages,
+                layout,
+                revision,
+                ..
+            } = count;
+            write!(
+                f,
+                "\nVMCS regions  {pages} of layout {layout} ({revision:08X}H{written})"
+            )?;
+        }
         match &self.exits {
             Some(exits) => write!(f, "\n{}", exits.text(self.instructions).trim_end()),
             None => Ok(()),
@@ -311,6 +338,7 @@ mod tests {
             stops: 1,
             state_hash: "00ff".into(),
             exits: None,
+            regions: Vec::new(),
         };
         let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
         assert_eq!(json["ticks"], 5);

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use hypernest_machine::{Machine, Tick, Until};
 
 use crate::args::{BreakOn, RunArgs, SerialTo, WalkAt};
-use crate::drive::{Limits, Outcome, Serial, drive};
+use crate::drive::{Limits, Live, Outcome, Serial, drive};
 use crate::exit_table::Exits;
 use crate::exits::Events;
 use crate::files;
@@ -18,6 +18,7 @@ use crate::progress::Progress;
 use crate::report::{End, Report};
 use crate::setup::Setup;
 use crate::trace::{Last, Names, Trace};
+use crate::vmcs_dump::Dumps;
 
 /// A crashed run that took longer is made again only when `--break-on` asks for it.
 const REPLAY_LIMIT: Duration = Duration::from_secs(60);
@@ -29,7 +30,7 @@ struct Looks {
     report: bool,
     report_json: Option<(std::fs::File, PathBuf)>,
     trace: Option<(Trace, PathBuf)>,
-    events: Events,
+    live: Live,
     walks: Vec<WalkAt>,
     gdb: Option<Listener>,
     always_replay: bool,
@@ -49,8 +50,8 @@ pub fn run(args: &RunArgs) -> Result<i32> {
         break_on: args.break_on.clone(),
     };
     let gdb = looks.gdb.take();
-    let events = &mut looks.events;
-    let outcome = drive(&mut machine, &mut serial, &limits, events, gdb.as_ref())?;
+    let live = &mut looks.live;
+    let outcome = drive(&mut machine, &mut serial, &limits, live, gdb.as_ref())?;
     drop(serial);
     finish(&setup, machine, outcome, looks)
 }
@@ -85,14 +86,17 @@ fn prepare(args: &RunArgs) -> Result<(Setup, Machine, Looks, Serial)> {
         None => None,
     };
     let (exits, tracks) = (args.exits.as_deref(), args.trace.as_deref());
-    let events = Events::open(&mut machine, exits, tracks, setup.names.clone())?;
+    let live = Live {
+        events: Events::open(&mut machine, exits, tracks, setup.names.clone())?,
+        dumps: Dumps::open(&args.dump_vmcs_at, args.dump_vmcs_to.clone())?,
+    };
     let gdb = args.gdb.map(Listener::bind).transpose()?;
     let serial = Serial::open(&args.serial)?;
     let looks = Looks {
         report: args.report,
         report_json,
         trace,
-        events,
+        live,
         walks: args.walk.clone(),
         gdb,
         always_replay: !args.break_on.is_empty(),
@@ -116,13 +120,13 @@ pub fn run_demo() -> Result<i32> {
         timeout: None,
         break_on: vec![BreakOn::TripleFault],
     };
-    let mut events = Events::default();
-    let outcome = drive(&mut machine, &mut serial, &limits, &mut events, None)?;
+    let mut live = Live::default();
+    let outcome = drive(&mut machine, &mut serial, &limits, &mut live, None)?;
     let looks = Looks {
         report: true,
         report_json: None,
         trace: None,
-        events,
+        live,
         walks: Vec::new(),
         gdb: None,
         always_replay: true,
@@ -152,8 +156,10 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
         exits: machine
             .exit_statistics()
             .and_then(|statistics| Exits::new(statistics, machine.failed_entries())),
+        regions: machine.vmcs_regions()?,
     };
-    looks.events.finish(&mut machine)?;
+    looks.live.events.finish(&mut machine)?;
+    looks.live.dumps.finish();
     if outcome.end.is_noteworthy() {
         eprintln!("hypernest: {}", outcome.end);
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use hypernest_machine::boot::Symbols;
-use hypernest_machine::{Config, DiskImage, Machine, Model, VmxChoice};
+use hypernest_machine::{Config, DiskImage, Layout, Machine, Model, VmxChoice, VmxLayouts};
 
 use crate::args::{RunArgs, Vmx};
 use crate::files;
@@ -26,6 +26,7 @@ pub struct Setup {
     block_length: Option<u32>,
     vmx: VmxChoice,
     hyperv: bool,
+    layouts: VmxLayouts,
     /// What names addresses.
     pub names: Names,
 }
@@ -48,6 +49,8 @@ impl Setup {
             // An image may bring its own.
             None => Symbols::parse(&image).ok(),
         };
+        let vmx = vmx(args)?;
+        let layouts = layouts(args, &vmx)?;
         let symbols_l2 = args.symbols_l2.as_deref().map(self::symbols).transpose()?;
         Ok(Setup {
             image,
@@ -60,7 +63,8 @@ impl Setup {
             cpus: args.cpus,
             model: args.cpu.clone(),
             block_length: args.block_length,
-            vmx: vmx(args)?,
+            vmx,
+            layouts,
             hyperv: args.hyperv,
             names: Names::new(symbols.map(Arc::new), symbols_l2.map(Arc::new)),
         })
@@ -81,6 +85,7 @@ impl Setup {
             block_length: None,
             vmx: VmxChoice::Max,
             hyperv: false,
+            layouts: VmxLayouts::default(),
             names: Names::default(),
         }
     }
@@ -94,6 +99,7 @@ impl Setup {
             .name(&self.name)
             .command_line(&self.command_line)
             .vmx(self.vmx.clone())
+            .vmcs_layouts(self.layouts.clone())
             .hyperv(self.hyperv);
         if let Some(model) = &self.model {
             builder = builder.model(model);
@@ -126,11 +132,59 @@ fn vmx(args: &RunArgs) -> Result<VmxChoice> {
         .with_context(|| format!("--vmx is none, kvm, max or a file, and not {shown}"))?;
     let of_file = || format!("VMX profile {shown}");
     let choice = VmxChoice::from_dump(&String::from_utf8_lossy(&bytes)).with_context(of_file)?;
-    let name = args.cpu.clone().unwrap_or_else(|| Config::default().model);
-    if let Some(model) = Model::by_name(&name) {
+    if let Some(model) = model(args) {
         choice.profile(model).with_context(of_file)?;
     }
     Ok(choice)
+}
+
+/// The CPU model, where there is one of that name.
+fn model(args: &RunArgs) -> Option<&'static Model> {
+    let name = args.cpu.clone().unwrap_or_else(|| Config::default().model);
+    Model::by_name(&name)
+}
+
+/// The layouts of VMCS regions that `args` name, by themselves and with the VMX profile.
+fn layouts(args: &RunArgs, vmx: &VmxChoice) -> Result<VmxLayouts> {
+    let mut own = Vec::new();
+    for path in &args.layouts {
+        let layout = layout_of_file(path)?;
+        let name = layout.name();
+        if Layout::named(name).is_some() || own.iter().any(|one: &Layout| one.name() == name) {
+            let shown = path.display();
+            bail!("layout {shown}: there is a layout {name} already; give it another name");
+        }
+        own.push(layout);
+    }
+    let find = |option: &str, name: &str| -> Result<Layout> {
+        let own = own.iter().find(|layout| layout.name() == name);
+        own.or(Layout::named(name)).cloned().with_context(|| {
+            format!("{option}: no layout {name:?}; hypernest vmcs layouts lists them, --layout F adds one")
+        })
+    };
+    let one = |option: &str, name: &Option<String>| {
+        name.as_deref().map(|name| find(option, name)).transpose()
+    };
+    let further = args.accept_vmcs.iter();
+    let layouts = VmxLayouts {
+        advertised: one("--vmcs", &args.vmcs)?,
+        written: one("--write-vmcs", &args.write_vmcs)?,
+        accepted: further
+            .map(|name| find("--accept-vmcs", name))
+            .collect::<Result<_>>()?,
+    };
+    if let Some(model) = model(args) {
+        vmx.profile_with(model, &layouts)?;
+    }
+    Ok(layouts)
+}
+
+/// The layout whose table is in a file.
+pub fn layout_of_file(path: &Path) -> Result<Layout> {
+    let of_file = || format!("layout {}", path.display());
+    let bytes = files::read("layout", path)?;
+    let text = std::str::from_utf8(&bytes).with_context(of_file)?;
+    Layout::from_table(text).with_context(of_file)
 }
 
 /// The symbols in a file.

@@ -130,6 +130,25 @@ fn absurd_sizes_and_unknown_names_say_what_is_possible() {
         &["--break-on", "from 1"],
     );
     refused(
+        &["run", &kernel, "--dump-vmcs-at", "exit:LUNCH"],
+        &["--dump-vmcs-at", "CPUID", "XRSTORS"],
+    );
+    refused(
+        &["run", &kernel, "--dump-vmcs-to", "folder"],
+        &["--dump-vmcs-at"],
+    );
+    refused(
+        &[
+            "run",
+            &kernel,
+            "--dump-vmcs-at",
+            "1",
+            "--dump-vmcs-to",
+            &kernel,
+        ],
+        &["cannot write VMCS dumps", "give a folder"],
+    );
+    refused(
         &["run", &kernel, "--break-on", "breakfast"],
         &["entry-fail, exit:REASON, exit:N, triple-fault"],
     );
@@ -248,4 +267,45 @@ fn help_and_version_are_no_errors() {
             assert!(stdout.contains(word), "{word:?} is not in: {stdout}");
         }
     }
+}
+
+#[test]
+fn vmcs_layouts_that_a_machine_cannot_have_are_named() {
+    let dir = Dir::new("layouts");
+    let image = dir.file("kernel", &kernel());
+    let max = ["run", &image, "--vmx", "max"];
+    let with = |more: &[&'static str]| [&max[..], more].concat();
+    refused(
+        &with(&["--vmcs", "lunch"]),
+        &["--vmcs", "no layout \"lunch\""],
+    );
+    refused(&with(&["--write-vmcs", ""]), &["--write-vmcs", "no layout"]);
+    refused(&with(&["--vmcs", "acrn"]), &["layout acrn is for files"]);
+    refused(
+        &with(&["--vmcs", "kvm", "--accept-vmcs", "kvm-4.0"]),
+        &["kvm and kvm-4.0", "0x11e57ed0"],
+    );
+    refused(
+        &with(&["--accept-vmcs", "virtualbox,,kvm"]),
+        &["--accept-vmcs", "no layout"],
+    );
+    refused(&["run", &image, "--vmcs", "kvm"], &["without VMX"]);
+    let missing = dir.path("nowhere");
+    refused(
+        &["run", &image, "--layout", &missing],
+        &["layout", &missing],
+    );
+    let table = dir.file("table.csv", b"kind,name,offset,width_bytes\nlayout,kvm,,\n");
+    refused(
+        &["run", &image, "--layout", &table],
+        &[&table, "a layout kvm already"],
+    );
+    let cut = dir.file(
+        "cut.csv",
+        b"kind,name,offset,width_bytes\nlayout,own,,\nfield,x,8,8\n",
+    );
+    refused(
+        &["run", &image, "--layout", &cut],
+        &[&cut, "line 3", "\"x\""],
+    );
 }

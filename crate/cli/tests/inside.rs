@@ -203,6 +203,80 @@ fn a_run_breaks_at_an_exit_by_reason_or_number_and_shows_the_vmcs() {
 }
 
 #[test]
+fn the_vmcs_is_dumped_at_exits_and_the_run_goes_on() {
+    let guest = Guest::new("dump", &Options::default());
+    let hash = |options: &[&str]| {
+        let json = guest.dir.path("report.json");
+        let (status, text) = guest.run(&[options, &["--report-json", &json]].concat());
+        assert_eq!(status, 0, "{text}");
+        let report: Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+        (report["state_hash"].to_string(), text)
+    };
+    let (plain, _) = hash(&[]);
+    let to = guest.dir.path("dumps");
+    let at = [
+        "--dump-vmcs-at",
+        "exit:ept-violation",
+        "--dump-vmcs-at",
+        "3",
+    ];
+    let (dumped, text) = hash(&[&at[..], &["--dump-vmcs-at", "2", "--dump-vmcs-to", &to]].concat());
+    assert_eq!(dumped, plain);
+    // In the order of the exits, each once.
+    let heads: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("VMCS at 0x181000 after VM exit "))
+        .map(|rest| rest.split(" of processor 0 at tick").next().unwrap())
+        .collect();
+    assert_eq!(heads[0].split(',').next(), Some("2"));
+    assert_eq!(heads[1].split(',').next(), Some("3"));
+    assert_eq!(heads[2..], ["7, EPT_VIOLATION,"]);
+    has(
+        &text,
+        &[
+            "0x2400 guest_physical_address",
+            "0x10008",
+            "EPT violation",
+            "Enable EPT, Enable VPID",
+        ],
+    );
+    let file = format!("{to}/exit-7.vmcs");
+    let shown = hypernest(&["vmcs", "show", &file, "--json"]);
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["layout"], "hypernest");
+    assert_eq!(shown["launched"], true);
+    assert_eq!(shown["fields"]["vm_exit_reason"], "0x30");
+    assert_eq!(shown["fields"]["guest_rip"], "0x4000801f");
+    let lint = hypernest(&["vmcs", "lint", &file]);
+    assert_eq!(
+        lint.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&lint.stdout)
+    );
+    let diff = hypernest(&["vmcs", "diff", &format!("{to}/exit-2.vmcs"), &file]);
+    assert_eq!(diff.status.code(), Some(1));
+    assert_eq!(fs::read_dir(&to).unwrap().count(), 3);
+}
+
+#[test]
+fn an_exit_that_does_not_come_is_named_and_one_may_also_break() {
+    let guest = Guest::new("nodump", &Options::default());
+    let (status, text) = guest.run(&["--dump-vmcs-at", "exit:MWAIT", "--dump-vmcs-at", "9"]);
+    assert_eq!(status, 0);
+    has(&text, &["no VM exit for MWAIT", "no VM exit 9"]);
+    let (status, text) = guest.run(&["--dump-vmcs-at", "3", "--break-on", "exit:3"]);
+    assert_eq!(status, 4);
+    has(&text, &["after VM exit 3", "VM exit 3, "]);
+    let (status, text) = guest.run(&["--dump-vmcs-at", "5", "--break-on", "exit:3"]);
+    assert_eq!(status, 4);
+    has(&text, &["no VM exit 5"]);
+    let (status, text) = guest.run(&["--break-on", "exit:7", "--break-on", "exit:3"]);
+    assert_eq!(status, 4);
+    has(&text, &["VM exit 3, "]);
+}
+
+#[test]
 fn a_walk_is_printed_at_the_end_at_either_level() {
     let guest = Guest::new("walk", &Options::default());
     let l2 = format!("L2:{:#x}", L2_BASE + L2_MISSING);

@@ -63,6 +63,67 @@ fn the_processor_has_the_vmx_of_the_file() {
 }
 
 #[test]
+fn the_layouts_of_vmcs_regions_are_those_of_the_command_line() {
+    let dir = Dir::new("vmcs-layouts");
+    // RDMSR of IA32_VMX_BASIC; the lowest byte of the revision to the exit port.
+    let mut code = vec![0xb9, 0x80, 4, 0, 0, 0x0f, 0x32];
+    code.extend([0x66, 0xba, 0xf4, 0, 0xee]);
+    let image = dir.file("kernel", &kernel(&code));
+    let table = hypernest(&["vmcs", "layouts", "hypernest"]).stdout;
+    let table = String::from_utf8(table).unwrap();
+    let table = table.replace("layout,hypernest,", "layout,mine,");
+    let id = table
+        .lines()
+        .find(|line| line.contains("revision_id"))
+        .unwrap();
+    let table = table.replace(id, "header,revision_id,0,4,0x12345633");
+    let own = dir.file("mine.csv", table.as_bytes());
+    let report = dir.path("report.json");
+    let status = |more: &[&str]| {
+        let mut args = vec!["run", &image, "--memory", "4M", "--vmx", "max"];
+        args.extend(["--report-json", &report]);
+        args.extend(more);
+        let output = hypernest(&args);
+        assert!(output.stderr.is_empty(), "{}", stderr(&output));
+        output.status.code()
+    };
+    let expected = |byte: i32| Some((byte * 2 + 1) & 0xff);
+    assert_eq!(status(&[]), expected(i32::from(b'H')));
+    assert_eq!(status(&["--vmcs", "kvm-3.10"]), expected(0xd0));
+    let mine = ["--layout", &own, "--vmcs", "mine"];
+    let more = [
+        "--write-vmcs",
+        "hypernest-evmcs",
+        "--accept-vmcs",
+        "hypernest,virtualbox",
+    ];
+    assert_eq!(status(&[mine, more].concat()), expected(0x33));
+    let json = fs::read_to_string(&report).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let regions = json["vmcs_regions"].as_array().unwrap();
+    let names: Vec<_> = regions
+        .iter()
+        .map(|one| one["layout"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        ["mine", "hypernest", "virtualbox", "hypernest-evmcs"]
+    );
+    let written = regions.iter().map(|one| one["written"].as_bool().unwrap());
+    assert_eq!(written.collect::<Vec<_>>(), [false, false, false, true]);
+    assert_eq!(regions[0]["revision"], "0x12345633");
+    let mut args = vec!["run", &image, "--memory", "4M", "--vmx", "max", "--report"];
+    args.extend([mine, more].concat());
+    let output = hypernest(&args);
+    for line in [
+        "VMCS regions  0 of layout mine (12345633H)",
+        "VMCS regions  0 of layout hypernest-evmcs (56455948H, written)",
+    ] {
+        assert!(stderr(&output).contains(line), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn without_arguments_a_hypervisor_shows_the_exits_of_its_guest() {
     let output = hypernest(&[]);
     let text = String::from_utf8_lossy(&output.stdout);

@@ -115,6 +115,34 @@ fn fields_are_shown_by_name() {
 }
 
 #[test]
+fn fields_that_share_bytes_are_pointed_out() {
+    let dir = Dir::new("vmcs-aliases");
+    let file = dir.file("region", &region("acrn", &vmcs()));
+    let note = "note: vmx_preemption_timer_value has no bytes of its own in layout acrn: they are read as \
+                host_ia32_sysenter_cs\n";
+    assert!(good(&["show", &file]).contains(note));
+    assert!(good(&["identify", &file]).contains(note));
+    let shown = json(&["show", &file, "--json"]);
+    assert_eq!(
+        shown["aliases"],
+        serde_json::json!({"vmx_preemption_timer_value": "host_ia32_sysenter_cs"})
+    );
+    assert!(shown["fields"].get("vmx_preemption_timer_value").is_none());
+    let file = dir.file("region", &region("xen", &vmcs()));
+    let text = good(&["show", &file, "--layout", "xen"]);
+    assert_eq!(text.matches("note: ").count(), 7, "{text}");
+    let file = dir.file("region", &region("kvm", &vmcs()));
+    assert!(!good(&["show", &file]).contains("note: "));
+    let mut timer = vmcs();
+    timer.set(Field::VMX_PREEMPTION_TIMER_VALUE, 0x99);
+    let file = dir.file("region", &region("kvm", &timer));
+    refused(
+        &["translate", &file, "--to", "acrn", "-o", &dir.path("out")],
+        &["acrn has no place for vmx_preemption_timer_value 0x99"],
+    );
+}
+
+#[test]
 fn nested_states_and_logs_are_read_too() {
     let dir = Dir::new("vmcs-kinds");
     let state = NestedState {

@@ -20,6 +20,8 @@ fn recent_slot(rip: u64) -> usize {
 /// Index of a block. [`NO_BLOCK`] is none.
 pub(crate) type BlockId = u32;
 pub(crate) const NO_BLOCK: BlockId = u32::MAX;
+/// Stands for a successor on another page, which must be looked up each time.
+pub(crate) const FAR_BLOCK: BlockId = u32::MAX - 1;
 
 /// Most instructions in a block.
 pub(crate) const MAX_BLOCK: usize = 64;
@@ -57,7 +59,7 @@ pub(crate) struct Block {
     /// Bytes of code.
     pub bytes: u16,
     pub valid: bool,
-    /// Successors within the same page: of a branch not taken, and taken.
+    /// Successors of a branch not taken, and taken: within the same page, or [`FAR_BLOCK`].
     pub links: [BlockId; 2],
     next_in_bucket: BlockId,
 }

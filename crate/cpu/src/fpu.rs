@@ -364,6 +364,20 @@ mod tests {
     }
 
     #[test]
+    fn sse_moves_are_hot_operations_where_sse_is_on() {
+        let mut f = Fixture::long();
+        let mut ready = |cr0, cr4| {
+            (f.cpu.cr0, f.cpu.cr4) = (cr::CR0_PE | cr::CR0_PG | cr0, cr::CR4_PAE | cr4);
+            f.cpu.refresh();
+            f.cpu.sse_ready
+        };
+        assert!(ready(0, cr::CR4_OSFXSR));
+        assert!(!ready(0, 0));
+        assert!(!ready(cr::CR0_EM, cr::CR4_OSFXSR));
+        assert!(!ready(cr::CR0_TS, cr::CR4_OSFXSR));
+    }
+
+    #[test]
     fn mmx_needs_no_osfxsr() {
         const PXOR: &[u8] = &[0x0f, 0xef, 0xc0];
         assert_eq!(with_control(0, 0, 0, PXOR), Ok(()));

@@ -4,7 +4,7 @@
 //! that is not enough (TLB miss, device, code page, page crossing) it has changed nothing yet and
 //! the instruction runs through `exec` instead, which raises the faults.
 
-use crate::block::{BlockId, CodeCache, Key, NO_BLOCK};
+use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, NO_BLOCK};
 use crate::exec;
 use crate::flags::{Flags, Width};
 use crate::lower::alu::*;
@@ -12,7 +12,7 @@ use crate::lower::{Code, Op};
 use crate::mem::{Ctx, canonical};
 use crate::ram::Ram;
 use crate::trap::{Exec, UD};
-use crate::vcpu::{Vcpu, reg};
+use crate::vcpu::{CodeSize, Vcpu, reg};
 
 /// Where the loop stopped. RIP is that of the next instruction.
 pub(crate) enum Next {
@@ -45,6 +45,12 @@ fn address(cpu: &Vcpu, op: &Op) -> u64 {
         .wrapping_add(get(cpu, op.index) << (op.scale & 63))
         .wrapping_add(op.disp)
         .wrapping_add(get(cpu, op.seg))
+}
+
+/// Address of a base and a displacement alone.
+#[inline(always)]
+fn near(cpu: &Vcpu, op: &Op) -> u64 {
+    get(cpu, op.base).wrapping_add(op.disp)
 }
 
 #[inline(always)]
@@ -180,7 +186,10 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
             ($slot:expr) => {{
                 *left -= count;
                 let slot = $slot;
-                let next = block.links[slot];
+                let mut next = block.links[slot];
+                if next == FAR_BLOCK {
+                    next = lookup(code, cpu, CodeSize::Bits64).unwrap_or(NO_BLOCK);
+                }
                 if next == NO_BLOCK {
                     return Ok(Next::Link(id, slot));
                 }
@@ -329,6 +338,19 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                     let offset = writable!($w, address(cpu, op));
                     let value = get(cpu, op.src);
                     store::<$w>(ram, offset, value)
+                }};
+            }
+            macro_rules! mov_rd {
+                () => {{
+                    let value = load!(u64, near(cpu, op));
+                    put::<u64>(cpu, op.dst, value)
+                }};
+            }
+            macro_rules! mov_dr {
+                () => {{
+                    let offset = writable!(u64, near(cpu, op));
+                    let value = get(cpu, op.src);
+                    store::<u64>(ram, offset, value)
                 }};
             }
             macro_rules! mov_mi {
@@ -518,6 +540,19 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                 }};
             }
 
+            // The three most frequent: a branch for each is foretold better than one jump for all.
+            if op.code == Code::MovRd64 {
+                mov_rd!();
+                continue;
+            }
+            if op.code == Code::MovRr64 {
+                mov_rr!(u64);
+                continue;
+            }
+            if op.code == Code::MovDr64 {
+                mov_dr!();
+                continue;
+            }
             match op.code {
                 Code::Cold => cold!(),
                 Code::Undefined => {
@@ -739,6 +774,8 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                 Code::MovRr64 => mov_rr!(u64),
                 Code::MovRi64 => mov_ri!(u64),
                 Code::MovRm64 => mov_rm!(u64),
+                Code::MovRd64 => mov_rd!(),
+                Code::MovDr64 => mov_dr!(),
                 Code::MovMr64 => mov_mr!(u64),
                 Code::MovMi64 => mov_mi!(u64),
                 Code::MovzxRr8 => extend_rr!(u8, u64, false),
@@ -1154,7 +1191,7 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
 
 /// The block at RIP, where its translation and the block itself are at hand.
 #[inline(always)]
-fn lookup(code: &CodeCache, cpu: &Vcpu, size: crate::vcpu::CodeSize) -> Option<BlockId> {
+fn lookup(code: &CodeCache, cpu: &Vcpu, size: CodeSize) -> Option<BlockId> {
     let rip = cpu.rip;
     // Only 64-bit code comes here, where RIP is the linear address.
     let offset = cpu.tlb.execute_offset(rip, cpu.tlb_key)?;

@@ -41,7 +41,7 @@ mod watch;
 
 pub use bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 pub use exec::msr::msr_name;
-pub use hypernest_vmcs::ExitReason;
+pub use hypernest_vmcs::{ExitReason, Layout};
 pub use hyperv::{HypervState, NestedGuestState, SyntheticTimerState};
 pub use model::{Feature, Model};
 pub use processor::{MAX_CPUS, Processor, ProcessorConfig, ProcessorError, Stop, Traced, Tracer};
@@ -53,7 +53,8 @@ pub use state::{
 };
 pub use trap::Fault;
 pub use vmx::{
-    ActiveEnlightened, EnlightenedEntry, VmxChoice, VmxProfile, VmxRefused, vmx_abort_cause,
+    ActiveEnlightened, EnlightenedEntry, LayoutRefused, NestedRefused, NestedReport, VmxChoice,
+    VmxError, VmxLayouts, VmxProfile, VmxRefused, vmx_abort_cause,
 };
 pub use watch::{
     Answer, EntryFailure, EptViolation, Event, EventKinds, EventRequest, ExitRow, ExitStatistics,

@@ -223,6 +223,9 @@ pub(crate) enum Code {
     MovRi64,
     MovRm64,
     MovMr64,
+    /// As the two before, with an address of a base and a displacement alone.
+    MovRd64,
+    MovDr64,
     MovMi64,
     MovzxRr8,
     MovzxRm8,
@@ -773,7 +776,12 @@ fn hot(i: &Instruction, op: &mut Op) -> Option<Code> {
                 return None;
             }
             let (form, width) = two_operands(i, op)?;
-            Some(MOV[width][form])
+            let zero = reg::ZERO as u8;
+            Some(match MOV[width][form] {
+                MovRm64 if (op.index, op.seg) == (zero, zero) => MovRd64,
+                MovMr64 if (op.index, op.seg) == (zero, zero) => MovDr64,
+                code => code,
+            })
         }
         Mnemonic::Movzx => match (size(0), size(1)) {
             (4 | 8, 1) => source(op, MovzxRr8, MovzxRm8),

@@ -4,11 +4,12 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use hypernest_vmcs::ExitReason;
+use hypernest_vmcs::{ExitReason, NestedState};
 use iced_x86::{Decoder, DecoderError, Instruction};
 
-use crate::block::{BlockId, CodeCache, Key, MAX_BLOCK};
+use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, MAX_BLOCK};
 use crate::bus::{Bus, DeliveryMode, InterruptMessage, Tick};
+use crate::clock;
 use crate::exec;
 use crate::flags::bit;
 use crate::hot::{self, Next};
@@ -20,10 +21,10 @@ use crate::ram::Ram;
 use crate::save::StateError;
 use crate::state::{Activity, VcpuState};
 use crate::trap::{Exec, GP0, Trap, UD};
-use crate::vcpu::{Seg, Vcpu};
+use crate::vcpu::{CodeSize, Seg, Vcpu};
 use crate::vmx::exit::{self, Exit};
 use crate::vmx::pml::Marks;
-use crate::vmx::{self, VmxProfile};
+use crate::vmx::{self, NestedRefused, NestedReport, VmxProfile};
 use crate::watch::{Caught, Event, EventRequest, ExitStatistics, ExitStops, FailedEntry, Watch};
 use crate::{debug, interrupt};
 
@@ -238,6 +239,35 @@ impl Processor {
     /// Replaces the state of a vCPU; nothing changes on an error. Panics when there is no such vCPU.
     pub fn write_state(&mut self, vcpu: usize, state: &VcpuState) -> Result<(), StateError> {
         self.vcpus[vcpu].load(state)
+    }
+
+    /// Replaces the registers of a vCPU, MSRs and local APIC among them, and leaves VMX operation as it is:
+    /// `state.vmx` is not looked at, but for what is under way at this instruction boundary. With
+    /// [`Processor::set_nested_state`], in either order, the whole vCPU is replaced; nothing changes on an
+    /// error. Panics when there is no such vCPU.
+    pub fn write_registers(&mut self, vcpu: usize, state: &VcpuState) -> Result<(), StateError> {
+        self.vcpus[vcpu].load_registers(state)
+    }
+
+    /// VMX operation of a vCPU as KVM_GET_NESTED_STATE gives it, its VMCS in the written layout. Nothing
+    /// changes. Panics when there is no such vCPU.
+    pub fn nested_state(&mut self, vcpu: usize, ram: &Ram) -> NestedState {
+        self.vcpus[vcpu].nested_state(ram, self.now)
+    }
+
+    /// Replaces VMX operation of a vCPU, as KVM_SET_NESTED_STATE does. Guest memory must be there before.
+    /// The state of a guest that executes is loaded too, as far as its VMCS has it. Panics when there is no
+    /// such vCPU.
+    ///
+    /// # Errors
+    /// Where the bytes are no nested state, or none for this vCPU. Nothing has changed then.
+    pub fn set_nested_state(
+        &mut self,
+        vcpu: usize,
+        ram: &mut Ram,
+        bytes: &[u8],
+    ) -> Result<NestedReport, NestedRefused> {
+        self.vcpus[vcpu].set_nested_state(ram, self.now, bytes)
     }
 
     /// Replaces the linear addresses whose execution stops [`Processor::run`].
@@ -459,6 +489,7 @@ impl Processor {
         let guests = guests.filter_map(|cpu| cpu.vmx.preemption_deadline);
         let synthetic = self.vcpus.iter().filter_map(hyperv::synic::deadline);
         let timers = timers.chain(synthetic);
+        let guests = guests.map(clock::tick_of_tsc);
         timers.chain(guests).chain(bus.deadline()).min()
     }
 
@@ -605,12 +636,18 @@ fn take(x: &mut Ctx, trap: Trap) -> Exec {
     }
 }
 
-/// Remembers that `to` follows `from`, where that can never become wrong: within one page.
+/// Remembers that `to` follows `from`, where that can never become wrong: within one page. Of 64-bit
+/// code, that the successor lies elsewhere.
 fn connect(code: &mut CodeCache, from: BlockId, slot: usize, to: BlockId) {
     let (a, b) = (code.blocks[from as usize].key, code.blocks[to as usize].key);
-    let valid = code.blocks[from as usize].valid;
-    if valid && a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 && a.size == b.size {
-        code.blocks[from as usize].links[slot] = to;
+    let block = &mut code.blocks[from as usize];
+    if !block.valid || a.size != b.size {
+        return;
+    }
+    if a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 {
+        block.links[slot] = to;
+    } else if a.size == CodeSize::Bits64 {
+        block.links[slot] = FAR_BLOCK;
     }
 }
 
@@ -807,7 +844,10 @@ impl Vcpu {
 
     /// Whether something makes a guest that waits leave its state of waiting.
     fn guest_event_waits(&self, intr: bool, now: Tick) -> bool {
-        let due = self.vmx.preemption_deadline.is_some_and(|due| due <= now);
+        let due = self
+            .vmx
+            .preemption_deadline
+            .is_some_and(|due| due <= clock::tsc_at(now));
         let waits = self.activity == Activity::Halted;
         self.vmx.inject
             || self.vmx.mtf_pending
@@ -873,7 +913,7 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
         .cpu
         .vmx
         .preemption_deadline
-        .is_some_and(|due| due <= x.now);
+        .is_some_and(|due| due <= clock::tsc_at(x.now));
     if expired {
         let exit = Exit::after(ExitReason::PREEMPTION_TIMER);
         return Err(exit::leave(x.cpu, exit));

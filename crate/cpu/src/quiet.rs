@@ -100,11 +100,14 @@ fn quiet(op: &mut Op) -> bool {
 }
 
 /// Joins a copy of a register with the quiet operation on the copy after it: quiet operations
-/// have a destination of their own. Returns how many operations are left.
+/// have a destination of their own. Leaves out what does nothing. Returns how many operations are left.
 pub(crate) fn join_copies(ops: &mut [Op]) -> usize {
     let mut kept = 0;
     for n in 0..ops.len() {
         let mut op = ops[n];
+        if op.code == Nop {
+            continue;
+        }
         if kept > 0
             && let before = ops[kept - 1]
             && copies(before.code, op.code)
@@ -202,13 +205,23 @@ mod tests {
     }
 
     #[test]
+    fn what_does_nothing_is_left_out() {
+        // endbr64; nop; sub rsi, rdi; nop [rax]
+        let code = [
+            0xf3, 0x0f, 0x1e, 0xfa, 0x90, 0x48, 0x29, 0xfe, 0x0f, 0x1f, 0x00,
+        ];
+        assert_eq!(codes(&code), [SubRr64]);
+        assert_eq!(codes(&[0x90]), []);
+    }
+
+    #[test]
     fn flags_that_something_may_see_are_computed() {
         // add rax, rbx; cmovb rcx, rdx; sub rsi, rdi
         let code = [0x48, 0x01, 0xd8, 0x48, 0x0f, 0x42, 0xca, 0x48, 0x29, 0xfe];
         assert_eq!(codes(&code), [AddRr64, CmovR64, SubRr64]);
         // add rax, rbx; mov rcx, [rdx]; sub rsi, rdi
         let code = [0x48, 0x01, 0xd8, 0x48, 0x8b, 0x0a, 0x48, 0x29, 0xfe];
-        assert_eq!(codes(&code), [AddRr64, MovRm64, SubRr64]);
+        assert_eq!(codes(&code), [AddRr64, MovRd64, SubRr64]);
         // add rax, rbx; inc rcx (keeps CF)
         let code = [0x48, 0x01, 0xd8, 0x48, 0xff, 0xc1];
         assert_eq!(codes(&code), [AddRr64, IncR64]);

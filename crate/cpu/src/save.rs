@@ -13,7 +13,7 @@ use crate::state::{
     VmxState,
 };
 use crate::tlb::Tlb;
-use crate::vcpu::{CodeSize, Vcpu, cr, reg};
+use crate::vcpu::{CodeSize, Vcpu, cr, reg, rights};
 use crate::vmx::{Vmx, VmxProfile};
 
 /// A state that no processor of the model can be in.
@@ -42,6 +42,16 @@ const APIC_BASE_RESET: u64 = 0xfee0_0000 | 1 << 11;
 const MISC_ENABLE_MONITOR: u64 = 1 << 18;
 /// Fast strings on; branch trace storage and PEBS absent.
 const MISC_ENABLE_RESET: u64 = 1 | 1 << 11 | 1 << 12;
+
+/// The base of a segment that is in use. That of an unusable one may be anything, as a VM entry loads it
+/// (Vol. 3C, "Checks on Guest Segment Registers").
+fn usable_base(segment: &SegmentState) -> u64 {
+    if segment.rights & rights::UNUSABLE == 0 {
+        segment.base
+    } else {
+        0
+    }
+}
 
 fn data_segment() -> SegmentState {
     SegmentState {
@@ -261,7 +271,7 @@ impl VcpuState {
             ("idtr.base", self.idtr.base),
             ("fs.base", self.segments.fs.base),
             ("gs.base", self.segments.gs.base),
-            ("ldtr.base", self.segments.ldtr.base),
+            ("ldtr.base", usable_base(&self.segments.ldtr)),
             ("tr.base", self.segments.tr.base),
             ("kernel_gs_base", self.msrs.kernel_gs_base),
             ("lstar", self.msrs.lstar),
@@ -277,12 +287,8 @@ impl VcpuState {
             ("ss", &self.segments.ss),
             ("ds", &self.segments.ds),
         ] {
-            ok(
-                segment.base >> 32 == 0,
-                name,
-                segment.base,
-                "base beyond 32 bits",
-            )?;
+            let base = usable_base(segment);
+            ok(base >> 32 == 0, name, base, "base beyond 32 bits")?;
         }
         ok(
             crate::exec::msr::pat_is_valid(self.msrs.pat),
@@ -457,7 +463,7 @@ impl Vcpu {
         Ok(())
     }
 
-    fn set_state(&mut self, state: &VcpuState) {
+    pub(crate) fn set_state(&mut self, state: &VcpuState) {
         let s = &state.segments;
         self.gpr[..16].copy_from_slice(&state.gpr);
         self.rip = state.rip;
@@ -487,6 +493,11 @@ impl Vcpu {
         if let Some(hyperv) = &mut self.hyperv {
             hyperv.load(&state.hyperv);
         }
+        self.enter_world();
+    }
+
+    /// Caches nothing of the world before: that of the root, or of a guest, begins.
+    pub(crate) fn enter_world(&mut self) {
         let pcid = self.current_pcid();
         if self.vmx.non_root {
             let controls = self.vmx.controls;
@@ -571,6 +582,20 @@ mod tests {
         state.msrs.efer = cr::EFER_LMA;
         assert_eq!(cpu.load(&state).unwrap_err().register, "efer");
         assert_eq!(cpu.save(), before);
+    }
+
+    #[test]
+    fn the_base_of_an_unusable_segment_may_be_anything() {
+        let mut cpu = Vcpu::new(model(), 0, 1, None);
+        let mut state = cpu.save();
+        state.segments.ldtr.base = 1 << 60;
+        state.segments.ds.base = 1 << 40;
+        assert!(state.check(model()).is_err());
+        state.segments.ldtr.rights |= rights::UNUSABLE;
+        assert_eq!(state.check(model()).unwrap_err().register, "ds");
+        state.segments.ds.rights |= rights::UNUSABLE;
+        cpu.load(&state).unwrap();
+        assert_eq!(cpu.save(), state);
     }
 
     #[test]

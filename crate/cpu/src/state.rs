@@ -225,7 +225,7 @@ pub struct VmxState {
     pub mtf_pending: bool,
     /// Virtual NMIs are blocked.
     pub virtual_nmi_blocking: bool,
-    /// Tick at which the VMX-preemption timer reaches zero.
+    /// Where the VMX-preemption timer reaches zero: a count of a TSC that was never written.
     pub preemption_deadline: Option<u64>,
     /// Offset in the virtual-APIC page of a write whose emulation is due.
     pub apic_write: Option<u16>,

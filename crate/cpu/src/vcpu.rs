@@ -270,6 +270,8 @@ impl Vcpu {
             || self.flags.rest & (bit::TF | bit::RF) != 0
             || self.dr7 & 0xff != 0
             || self.vmx.traps_each_instruction();
+        self.sse_ready =
+            self.cr0 & (cr::CR0_EM | cr::CR0_TS) == 0 && self.cr4 & cr::CR4_OSFXSR != 0;
         self.tlb_key = self.tlb.key(self.access_kind());
         self.leave_block = true;
     }

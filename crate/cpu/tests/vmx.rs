@@ -2,6 +2,7 @@
 
 mod support;
 
+use hypernest_cpu::clock::TSC_PER_TICK;
 use hypernest_cpu::{
     Model, Processor, ProcessorConfig, Ram, Stop, VcpuState, VmxChoice, VmxProfile,
 };
@@ -352,7 +353,7 @@ fn the_preemption_timer_counts_at_the_rate_that_is_advertised() {
                 .iter_mut()
                 .find(|f| f.0 == Field::PIN_BASED_VM_EXEC_CONTROL);
             pin.unwrap().1 |= u64::from(pin::ACTIVATE_VMX_PREEMPTION_TIMER);
-            list.push((Field::VMX_PREEMPTION_TIMER_VALUE, 15));
+            list.push((Field::VMX_PREEMPTION_TIMER_VALUE, 15 * TSC_PER_TICK));
         });
         let reasons: Vec<u16> = done.exits.iter().map(|exit| exit.0).collect();
         let timer = ExitReason::PREEMPTION_TIMER.0;

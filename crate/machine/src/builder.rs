@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use hypernest_cpu::{MAX_CPUS, Model, PAGE_SIZE, Ram, RamError, VcpuState, VmxChoice};
+use hypernest_cpu::{MAX_CPUS, Model, PAGE_SIZE, Ram, RamError, VcpuState, VmxChoice, VmxLayouts};
 
 use crate::acpi;
 use crate::board::Board;
@@ -242,6 +242,12 @@ impl<'a> MachineBuilder<'a> {
         self
     }
 
+    /// Which layouts its VMCS regions have; those of the VMX profile where this is not called.
+    pub fn vmcs_layouts(mut self, layouts: VmxLayouts) -> Self {
+        self.config.layouts = layouts;
+        self
+    }
+
     /// Another engine than the software one.
     pub fn engine(mut self, make: EngineMaker) -> Self {
         self.engine = make;
@@ -287,6 +293,7 @@ impl<'a> MachineBuilder<'a> {
             block_length: self.block_length,
             vmx: self.config.vmx.clone(),
             hyperv: self.config.hyperv,
+            layouts: self.config.layouts.clone(),
         })?;
         let mut ram = Ram::new(memory).map_err(|error| match error {
             RamError::Host(bytes) => BuildError::HostMemory(bytes),

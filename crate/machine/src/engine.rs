@@ -1,9 +1,11 @@
 //! Engines: what executes the vCPUs of a machine.
 
+use std::sync::Arc;
+
 use hypernest_cpu::{
-    Bus, Event, EventRequest, ExitStatistics, ExitStops, FailedEntry, Model, Processor,
-    ProcessorConfig, ProcessorError, Ram, StateError, Stop as CpuStop, Tick, Tracer, VcpuState,
-    VmxChoice, VmxRefused,
+    Bus, Event, EventRequest, ExitStatistics, ExitStops, FailedEntry, Model, NestedRefused,
+    NestedReport, Processor, ProcessorConfig, ProcessorError, Ram, StateError, Stop as CpuStop,
+    Tick, Tracer, VcpuState, VmxChoice, VmxError, VmxLayouts, VmxProfile,
 };
 use serde::{Deserialize, Serialize};
 
@@ -105,9 +107,17 @@ pub enum EngineError {
     /// More or fewer vCPUs than possible.
     #[error(transparent)]
     Processor(#[from] ProcessorError),
-    /// A VMX profile asks for more than there is.
+    /// There is no such VMX.
     #[error(transparent)]
-    Vmx(#[from] VmxRefused),
+    Vmx(#[from] VmxError),
+    /// A nested state that a vCPU does not take.
+    #[error("vCPU {vcpu} cannot take the nested state: {error}")]
+    Nested {
+        /// Which vCPU.
+        vcpu: usize,
+        /// What is wrong with it.
+        error: NestedRefused,
+    },
     /// A vCPU state no processor can be in.
     #[error("vCPU {vcpu} cannot take the state: {error}")]
     State {
@@ -153,6 +163,8 @@ pub struct EngineConfig {
     pub vmx: VmxChoice,
     /// Whether there is the Hyper-V interface.
     pub hyperv: bool,
+    /// Which layouts its VMCS regions have.
+    pub layouts: VmxLayouts,
 }
 
 /// Executes the vCPUs of a machine.
@@ -206,6 +218,39 @@ pub trait Engine: Send {
 
     /// Replaces the state of a vCPU; changes nothing on an error.
     fn write_state(&mut self, vcpu: usize, state: &VcpuState) -> Result<(), EngineError>;
+
+    /// Replaces the registers of a vCPU and leaves its VMX operation as it is; changes nothing on an error.
+    fn write_registers(&mut self, vcpu: usize, state: &VcpuState) -> Result<(), EngineError> {
+        self.write_state(vcpu, state)
+    }
+
+    /// What its VMX offers, and the layouts of VMCS regions. `None` where guests have no VMX.
+    fn vmx_profile(&self) -> Option<&VmxProfile> {
+        None
+    }
+
+    /// VMX operation of a vCPU, in the bytes of `struct kvm_nested_state`.
+    fn nested_state(&mut self, vcpu: usize, ram: &Ram) -> Result<Vec<u8>, EngineError> {
+        let _ = (vcpu, ram);
+        Err(EngineError::Missing {
+            engine: self.name(),
+            what: "nested state",
+        })
+    }
+
+    /// Replaces it; changes nothing on an error.
+    fn set_nested_state(
+        &mut self,
+        vcpu: usize,
+        ram: &mut Ram,
+        bytes: &[u8],
+    ) -> Result<NestedReport, EngineError> {
+        let _ = (vcpu, ram, bytes);
+        Err(EngineError::Missing {
+            engine: self.name(),
+            what: "nested state",
+        })
+    }
 
     /// Replaces the linear addresses whose execution stops [`Engine::run`].
     fn set_breakpoints(&mut self, addresses: &[u64]) -> Result<(), EngineError>;
@@ -265,15 +310,21 @@ pub trait Engine: Send {
 /// The processor of `hypernest-cpu` as an engine: exact, repeatable, everywhere.
 pub struct SoftwareEngine {
     processor: Processor,
+    vmx: Option<Arc<VmxProfile>>,
 }
 
 impl SoftwareEngine {
     /// All vCPUs in reset state.
     pub fn new(config: &EngineConfig) -> Result<SoftwareEngine, EngineError> {
+        let vmx = config.vmx.profile_with(config.model, &config.layouts)?;
+        let vmx = vmx.map(|profile| match config.hyperv {
+            true => Arc::new(profile.enlightened()),
+            false => profile,
+        });
         let mut settings = ProcessorConfig {
             cpus: config.cpus,
             model: config.model,
-            vmx: config.vmx.profile(config.model)?,
+            vmx: vmx.clone(),
             hyperv: config.hyperv,
             ..ProcessorConfig::default()
         };
@@ -282,6 +333,7 @@ impl SoftwareEngine {
         }
         Ok(SoftwareEngine {
             processor: Processor::new(&settings)?,
+            vmx,
         })
     }
 
@@ -386,6 +438,34 @@ impl Engine for SoftwareEngine {
         self.processor
             .write_state(vcpu, state)
             .map_err(|error| EngineError::State { vcpu, error })
+    }
+
+    fn write_registers(&mut self, vcpu: usize, state: &VcpuState) -> Result<(), EngineError> {
+        self.check(vcpu)?;
+        self.processor
+            .write_registers(vcpu, state)
+            .map_err(|error| EngineError::State { vcpu, error })
+    }
+
+    fn vmx_profile(&self) -> Option<&VmxProfile> {
+        self.vmx.as_deref()
+    }
+
+    fn nested_state(&mut self, vcpu: usize, ram: &Ram) -> Result<Vec<u8>, EngineError> {
+        self.check(vcpu)?;
+        Ok(self.processor.nested_state(vcpu, ram).to_bytes())
+    }
+
+    fn set_nested_state(
+        &mut self,
+        vcpu: usize,
+        ram: &mut Ram,
+        bytes: &[u8],
+    ) -> Result<NestedReport, EngineError> {
+        self.check(vcpu)?;
+        self.processor
+            .set_nested_state(vcpu, ram, bytes)
+            .map_err(|error| EngineError::Nested { vcpu, error })
     }
 
     fn set_breakpoints(&mut self, addresses: &[u64]) -> Result<(), EngineError> {

@@ -30,6 +30,7 @@ mod interrupts;
 pub mod layout;
 mod machine;
 mod observer;
+mod regions;
 mod state;
 mod walk;
 
@@ -44,11 +45,13 @@ pub use engine::{
 pub use hypernest_cpu as cpu;
 pub use hypernest_cpu::{
     Answer, EntryFailure, Event, EventKinds, EventRequest, ExitReason, ExitRow, ExitStatistics,
-    ExitStops, FailedEntry, Handling, Happening, Level, MAX_CPUS, Model, Ram, Tick, Traced, Tracer,
-    VcpuState, VmxChoice, VmxRefused, WhenFull,
+    ExitStops, FailedEntry, Handling, Happening, Layout, LayoutRefused, Level, MAX_CPUS, Model,
+    NestedRefused, NestedReport, Ram, Tick, Traced, Tracer, VcpuState, VmxChoice, VmxError,
+    VmxLayouts, VmxProfile, VmxRefused, WhenFull,
 };
 pub use interrupts::{Interrupts, InterruptsState, Source};
 pub use machine::{Machine, NotMapped, Stop, Until};
 pub use observer::{Access, AccessKind, AtBreakpoint, Flow, Observer};
+pub use regions::RegionCount;
 pub use state::{Config, MachineState, RestoreError, STATE_VERSION};
 pub use walk::{Walk, WalkStep, walk, walk_at};

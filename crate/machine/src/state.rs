@@ -1,15 +1,16 @@
 //! Saved machines: a type of its own, lossless, compared field by field. RAM is apart.
 
-use hypernest_cpu::{Model, VcpuState, VmxChoice};
+use hypernest_cpu::{Model, VcpuState, VmxChoice, VmxLayouts};
 use serde::{Deserialize, Serialize};
 
 use crate::board::{BoardRestoreError, BoardState};
 use crate::engine::{Clock, EngineError};
 use crate::hash;
 use crate::machine::Machine;
+use crate::regions;
 
 /// Version of [`MachineState`]. Others are refused.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
 
 /// What a machine is built from, as far as it decides what the guest sees and how its state is
 /// to be read. Images and devices are not part of it.
@@ -27,6 +28,8 @@ pub struct Config {
     pub vmx: VmxChoice,
     /// Whether there is the Hyper-V interface.
     pub hyperv: bool,
+    /// Which layouts its VMCS regions have.
+    pub layouts: VmxLayouts,
 }
 
 impl Default for Config {
@@ -39,6 +42,7 @@ impl Default for Config {
             epoch: 1_767_225_600,
             vmx: VmxChoice::None,
             hyperv: false,
+            layouts: VmxLayouts::default(),
         }
     }
 }
@@ -161,6 +165,9 @@ impl Machine {
         ];
         if let Some((what, saved, here)) = differing.into_iter().find(|(_, a, b)| a != b) {
             return Err(RestoreError::Config { what, saved, here });
+        }
+        if theirs.layouts != ours.layouts {
+            regions::fit(theirs, self.engine.vmx_profile())?;
         }
         let before = self.state()?;
         let outcome = self.take_up(saved);

@@ -5,8 +5,10 @@
 
 use std::sync::{Arc, LazyLock};
 
-use hypernest_cpu::{Model, SegmentState, TableState, Tick, VcpuState, VmxChoice, VmxProfile};
-use hypernest_vmcs::{Field, GuestSegment, entry, exit, pin, proc1, proc2};
+use hypernest_cpu::{
+    Model, Processor, Ram, SegmentState, TableState, Tick, VcpuState, VmxChoice, VmxProfile,
+};
+use hypernest_vmcs::{Field, GuestSegment, NestedState, entry, exit, pin, proc1, proc2};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, eax, ecx, edx, qword_ptr, r8, r9, r10, rax, rsi};
 
@@ -516,4 +518,93 @@ pub fn run(data: &[u8]) -> Option<NestEnding> {
         answered: (cursor.wrapping_sub(CHANGES) / 16).min(CHANGES_COUNT),
         entered: exited || state.vmx.launched,
     })
+}
+
+/// Slices of a run that goes through nested states, of so many ticks that it is seldom at the same place twice.
+const SLICES: u64 = 100;
+
+/// What came of a hypervisor that was taken apart and put together again and again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Nested states that were taken back.
+    pub taken: u32,
+    /// Of them, those of a guest that executes.
+    pub in_guest: u32,
+    /// Those that were refused: what wild code has made of memory fails the checks of a VM entry.
+    pub refused: u32,
+}
+
+/// Runs the hypervisor that `data` describes twice: by itself, and with the nested state of each vCPU taken out and
+/// put back, with its registers before or after, between slices of the run. Panics where the two end differently, or
+/// where what is refused has changed something. `None` where no processor can be in such a state.
+pub fn carry(data: &[u8]) -> Option<Carried> {
+    let guest = guest(data);
+    let cpus = guest.cpus as usize;
+    // Both forget what is cached of memory, which does not travel.
+    let (mut plain, mut plain_ram, stop) =
+        guest.run_in_slices(64, SLICES, &mut |processor, ram| processor.flush(ram))?;
+    let mut carried = Carried::default();
+    let (mut other, mut other_ram, other_stop) =
+        guest.run_in_slices(64, SLICES, &mut |processor, ram| {
+            processor.flush(ram);
+            for vcpu in 0..cpus {
+                carried.vcpu(processor, ram, vcpu);
+            }
+        })?;
+    assert_eq!(stop, other_stop);
+    for vcpu in 0..cpus {
+        let whole = |processor: &mut Processor, ram: &mut Ram| {
+            let blob = processor.nested_state(vcpu, ram).to_bytes();
+            let mut state = processor.read_state(vcpu);
+            // The state of a guest that executes is in the blob, and in the fields as it was at the entry.
+            state.vmx.fields.clear();
+            (state, blob)
+        };
+        let (state, blob) = whole(&mut plain, &mut plain_ram);
+        let (other_state, other_blob) = whole(&mut other, &mut other_ram);
+        assert_eq!(state, other_state);
+        assert!(blob == other_blob, "the nested states differ");
+    }
+    assert!(plain_ram.bytes() == other_ram.bytes(), "memory differs");
+    Some(carried)
+}
+
+impl Carried {
+    fn vcpu(&mut self, processor: &mut Processor, ram: &mut Ram, vcpu: usize) {
+        let state = processor.read_state(vcpu);
+        let blob = processor.nested_state(vcpu, ram).to_bytes();
+        let nothing = NestedState::default().to_bytes();
+        let nested_first = processor.now() & 1 != 0;
+        if nested_first {
+            // In a vCPU outside VMX operation, in the state of a reset.
+            processor
+                .write_state(vcpu, &VcpuState::reset(0, <&Model>::default()))
+                .expect("it always can");
+        } else {
+            processor
+                .set_nested_state(vcpu, ram, &nothing)
+                .expect("it always can");
+            processor
+                .write_registers(vcpu, &state)
+                .expect("it had them");
+        }
+        let before = processor.read_state(vcpu);
+        match processor.set_nested_state(vcpu, ram, &blob) {
+            Ok(_) => {
+                self.taken += 1;
+                self.in_guest += u32::from(state.vmx.non_root);
+                if nested_first {
+                    processor
+                        .write_registers(vcpu, &state)
+                        .expect("it had them");
+                }
+                assert!(processor.nested_state(vcpu, ram).to_bytes() == blob);
+            }
+            Err(_) => {
+                self.refused += 1;
+                assert_eq!(processor.read_state(vcpu), before);
+                processor.write_state(vcpu, &state).expect("it was so");
+            }
+        }
+    }
 }

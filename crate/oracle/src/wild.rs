@@ -400,6 +400,20 @@ impl Guest {
 
     /// Runs with blocks of one length. `None` where the processor refuses the state.
     fn run(&self, block_length: u32) -> Option<(Vec<VcpuState>, Vec<u8>, Tick, Stop)> {
+        let (processor, ram, stop) = self.run_in_slices(block_length, 4, &mut |_, _| ())?;
+        let states = (0..self.cpus as usize)
+            .map(|n| processor.read_state(n))
+            .collect();
+        Some((states, ram.bytes().to_vec(), processor.now(), stop))
+    }
+
+    /// Runs in slices of equal length, with something to do after each but the last.
+    pub(crate) fn run_in_slices(
+        &self,
+        block_length: u32,
+        slices: u64,
+        between: &mut dyn FnMut(&mut Processor, &mut Ram),
+    ) -> Option<(Processor, Ram, Stop)> {
         let mut processor = Processor::new(&ProcessorConfig {
             cpus: self.cpus,
             model: self.model,
@@ -422,8 +436,11 @@ impl Guest {
             messages: self.messages,
         };
         let mut stop = Stop::Deadline;
-        for slice in 1..=4 {
-            let until = self.budget / 4 * slice;
+        for slice in 1..=slices {
+            if slice > 1 {
+                between(&mut processor, &mut ram);
+            }
+            let until = self.budget / slices * slice;
             stop = processor.run(&mut ram, &mut bus, until);
             assert!(processor.now() <= until, "ran past the deadline");
             if stop != Stop::Deadline {
@@ -431,10 +448,7 @@ impl Guest {
             }
             assert_eq!(processor.now(), until, "stopped before the deadline");
         }
-        let states = (0..self.cpus as usize)
-            .map(|n| processor.read_state(n))
-            .collect();
-        Some((states, ram.bytes().to_vec(), processor.now(), stop))
+        Some((processor, ram, stop))
     }
 }
 

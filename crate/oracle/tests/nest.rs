@@ -7,6 +7,9 @@ use hypernest_oracle::{Rng, nest};
 /// Hypervisors in a normal run.
 const HYPERVISORS: u64 = 3_000;
 
+/// Hypervisors that are taken apart on their way.
+const CARRIED: u64 = 200;
+
 #[test]
 fn random_hypervisors_run_to_their_deadline() {
     let (mut entered, mut often, mut far, mut unbuilt) = (0, 0, 0, 0);
@@ -28,4 +31,26 @@ fn random_hypervisors_run_to_their_deadline() {
         "of {HYPERVISORS}, {entered} entered a guest, {often} answered three exits or more, {far} reached the deadline, {unbuilt} needed what is not built"
     );
     assert!(entered > HYPERVISORS / 3 && often > HYPERVISORS / 3);
+}
+
+#[test]
+fn a_nested_state_taken_out_and_put_back_changes_nothing() {
+    let (mut taken, mut in_guest, mut refused) = (0, 0, 0);
+    for seed in 0..CARRIED {
+        let mut rng = Rng::new(seed);
+        let data: [u8; 1024] = rng.bytes();
+        match std::panic::catch_unwind(|| nest::carry(&data)) {
+            Ok(None) => (),
+            Ok(Some(carried)) => {
+                taken += carried.taken;
+                in_guest += carried.in_guest;
+                refused += carried.refused;
+            }
+            Err(_) => panic!("hypervisor of seed {seed}"),
+        }
+    }
+    println!(
+        "{taken} nested states taken, {in_guest} of them of guests that execute; {refused} refused"
+    );
+    assert!(u64::from(in_guest) > CARRIED && refused < in_guest / 10);
 }

@@ -29,9 +29,11 @@ mod dump;
 pub mod enlightened;
 mod exit_reason;
 mod field;
+mod file;
 mod identify;
 mod instruction_error;
 mod layout;
+pub mod migration;
 pub mod nested_state;
 mod segment;
 #[cfg(test)]
@@ -49,9 +51,13 @@ pub use control::{
 pub use dump::{Dump, DumpTextError};
 pub use exit_reason::{ExitReason, ExitReasonInfo, Validity};
 pub use field::{Exists, Field, FieldSet, Kind, Width, group};
+pub use file::{File, FileError, Found, Lint, Translated};
 pub use identify::{Candidate, Evidence, identify};
 pub use instruction_error::InstructionError;
-pub use layout::{LaunchState, Layout, LayoutError, Slot, TableError, TableProblem, revision};
+pub use layout::{
+    LaunchState, Layout, LayoutError, RegionMap, RegionPage, Slot, TableError, TableProblem,
+    revision,
+};
 pub use nested_state::NestedState;
 pub use segment::GuestSegment;
 pub use translate::{Fate, Losses, TranslateError, Translation};

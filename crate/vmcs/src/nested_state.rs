@@ -6,6 +6,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use crate::checks::{EntryCheck, Failure};
 use crate::field::Field;
 use crate::layout::{Layout, revision};
 
@@ -157,6 +158,17 @@ impl Refused {
         Self(step.unwrap_or(&STEPS[0]))
     }
 
+    /// The refusal of a state whose VMCS fails this check of VM entries: 38 for controls, 39 for host
+    /// state, 40 for guest state.
+    #[must_use]
+    pub fn entry(check: &EntryCheck) -> Self {
+        Self::step(match check.failure {
+            Failure::VmfailValid(8) => 39,
+            Failure::Exit33 { .. } => 40,
+            _ => 38,
+        })
+    }
+
     /// The number of the check, in the order in which KVM makes them.
     #[must_use]
     pub fn number(&self) -> u8 {
@@ -298,7 +310,9 @@ impl NestedState {
         out
     }
 
-    fn has(&self, flag: u16) -> bool {
+    /// Whether a [`state_flag`] is set.
+    #[must_use]
+    pub fn has(&self, flag: u16) -> bool {
         self.flags & flag != 0
     }
 

@@ -49,7 +49,7 @@ pub enum Losses {
 /// What becomes of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Its bytes stay as they are.
+    /// Its slots are alike.
     Copied,
     /// Its slot becomes wider.
     Widened,
@@ -206,7 +206,7 @@ impl Translation {
                     0 => Fate::Dropped,
                     lost => Fate::Lost(lost),
                 },
-                Some(new) if is_copy(slot, new) => Fate::Copied,
+                Some(new) if (new.width, new.rotated) == (slot.width, slot.rotated) => Fate::Copied,
                 Some(new) if new.width > slot.width => Fate::Widened,
                 Some(_) => Fate::Converted,
             };
@@ -269,7 +269,7 @@ mod tests {
                 let map = Translation::new(from, to);
                 let (mut source, mut result, mut truth) =
                     (vec![0; 4096], vec![0; 4096], vec![0; 4096]);
-                for _ in 0..10_000 {
+                for _ in 0..200 {
                     let vmcs = sparse(&mut random);
                     from.write(&vmcs, &mut source).unwrap();
                     let read = from.read(&source).unwrap();

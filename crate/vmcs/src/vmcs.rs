@@ -55,6 +55,16 @@ impl Vmcs {
         self.values[field.index()] = value & field.mask();
         self.dirty |= field.groups();
     }
+
+    /// The values, by the index of their field.
+    pub(crate) const fn values(&self) -> &[u64; 256] {
+        &self.values
+    }
+
+    /// The same, for one who keeps to the widths of the fields and notes what is dirty.
+    pub(crate) const fn values_mut(&mut self) -> &mut [u64; 256] {
+        &mut self.values
+    }
 }
 
 impl PartialEq for Vmcs {

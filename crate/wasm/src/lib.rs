@@ -1,10 +1,12 @@
 //! Hypernest for a web page: the machine behind numbers, bytes and strings.
 //!
-//! [`guest`] is the machine as the page drives it, in slices; this file binds it to JavaScript.
+//! [`guest`] is the machine as the page drives it, in slices, and [`vmcs`] looks at a VMCS in a file; this file binds them
+//! to JavaScript.
 //! Nothing here knows of a clock, the DOM or a Worker: the page's Worker calls in, and decides how
 //! long a slice is. Errors reach JavaScript as strings that a user can read.
 
 pub mod guest;
+pub mod vmcs;
 
 use js_sys::Uint8Array;
 use serde::Serialize;
@@ -40,6 +42,75 @@ export interface SliceReport {
   /** Why the machine cannot go on. */
   stop?: { kind: string; message: string };
 }
+
+/** A layout of a VMCS in memory. */
+export interface VmcsLayout {
+  name: string;
+  title: string;
+  /** None: any. */
+  revisions: number[];
+  fields: number;
+  bytes: number;
+  machine: boolean;
+}
+
+/** What a file is, and the layouts that it may have, best first. */
+export interface VmcsIdentified {
+  kind: 'region' | 'nested state' | 'log';
+  revision: string | null;
+  shadow: boolean;
+  candidates: {
+    layout: string;
+    score: number;
+    by_revision: boolean;
+    holds: number;
+    stray_bytes: number;
+    broken: { field: string; value: string; rule: string }[];
+  }[];
+  notes: string[];
+}
+
+/** A VMCS by field; values in hexadecimal. */
+export interface VmcsShown {
+  layout: string | null;
+  launched: boolean;
+  shadow: boolean;
+  abort: number;
+  aliases: Record<string, string>;
+  fields: Record<string, string>;
+}
+
+/** What the checks of VM entry say. */
+export interface VmcsLinted {
+  checks: number;
+  failed: { id: string; says: string }[];
+  not_judged: string[];
+}
+
+/** A VMCS in another layout. */
+export interface VmcsTranslated {
+  from: string;
+  to: string;
+  bytes: Uint8Array;
+  fields: Record<string, 'copied' | 'widened' | 'converted' | 'defaulted' | 'dropped' | 'lost'>;
+  lost: Record<string, string>;
+}
+
+/** In what two differ. */
+export interface VmcsDifferences {
+  fields: Record<string, [string | null, string | null]>;
+  launched: [boolean, boolean] | null;
+}
+
+/** A nested state in a migration stream. */
+export interface VmcsExtracted {
+  cpu: number | null;
+  offset: number;
+  vmxon: string;
+  vmcs: string;
+  flags: number;
+  bytes: Uint8Array;
+}
 "#;
 
 #[wasm_bindgen]
@@ -50,6 +121,27 @@ extern "C" {
     /// `SliceReport` of the TypeScript section.
     #[wasm_bindgen(typescript_type = "SliceReport")]
     pub type JsSliceReport;
+    /// `VmcsLayout[]` of the TypeScript section.
+    #[wasm_bindgen(typescript_type = "VmcsLayout[]")]
+    pub type JsLayouts;
+    /// `VmcsIdentified` of the TypeScript section.
+    #[wasm_bindgen(typescript_type = "VmcsIdentified")]
+    pub type JsIdentified;
+    /// `VmcsShown` of the TypeScript section.
+    #[wasm_bindgen(typescript_type = "VmcsShown")]
+    pub type JsShown;
+    /// `VmcsLinted` of the TypeScript section.
+    #[wasm_bindgen(typescript_type = "VmcsLinted")]
+    pub type JsLinted;
+    /// `VmcsTranslated` of the TypeScript section.
+    #[wasm_bindgen(typescript_type = "VmcsTranslated")]
+    pub type JsTranslated;
+    /// `VmcsDifferences` of the TypeScript section.
+    #[wasm_bindgen(typescript_type = "VmcsDifferences")]
+    pub type JsDifferences;
+    /// `VmcsExtracted[]` of the TypeScript section.
+    #[wasm_bindgen(typescript_type = "VmcsExtracted[]")]
+    pub type JsExtracted;
 }
 
 /// Panics become messages on the browser's console, with a stack, instead of a bare `unreachable`.
@@ -80,6 +172,88 @@ pub fn is_initrd(head: &[u8]) -> bool {
 #[wasm_bindgen]
 pub fn check_kernel(image: &[u8]) -> Result<(), String> {
     guest::check_kernel(image)
+}
+
+/// The layouts of a VMCS that are built in.
+///
+/// # Errors
+/// None.
+#[wasm_bindgen]
+pub fn vmcs_layouts() -> Result<JsLayouts, String> {
+    to_object(&vmcs::layouts())
+}
+
+/// A layout as a table, which can be changed and given wherever a layout is asked for.
+///
+/// # Errors
+/// There is no such layout.
+#[wasm_bindgen]
+pub fn vmcs_layout_table(name: &str) -> Result<String, String> {
+    vmcs::layout_table(name)
+}
+
+/// Says what a file is: a region, KVM's nested state or a kernel log; and which layout it has.
+///
+/// # Errors
+/// It is none of them.
+#[wasm_bindgen]
+pub fn vmcs_identify(file: &[u8]) -> Result<JsIdentified, String> {
+    to_object(&vmcs::identify(file)?)
+}
+
+/// The fields of a file, of a layout or of the likeliest.
+///
+/// # Errors
+/// It has no VMCS of such a layout.
+#[wasm_bindgen]
+pub fn vmcs_show(file: &[u8], layout: Option<String>) -> Result<JsShown, String> {
+    to_object(&vmcs::show(file, layout.as_deref())?)
+}
+
+/// Walks the checks of VM entry. The profile is `kvm`, `max` or the text of a dump of the IA32_VMX_* registers.
+///
+/// # Errors
+/// There is no such profile, or no VMCS.
+#[wasm_bindgen]
+pub fn vmcs_lint(file: &[u8], profile: &str, layout: Option<String>) -> Result<JsLinted, String> {
+    to_object(&vmcs::lint(file, profile, layout.as_deref())?)
+}
+
+/// Writes a file in layout `to`.
+///
+/// # Errors
+/// A value would be lost that may not be, or there is no VMCS or layout.
+#[wasm_bindgen]
+pub fn vmcs_translate(
+    file: &[u8],
+    from: Option<String>,
+    to: &str,
+    allow_loss: bool,
+) -> Result<JsTranslated, String> {
+    to_object(&vmcs::translate(file, from.as_deref(), to, allow_loss)?)
+}
+
+/// Compares two files by field.
+///
+/// # Errors
+/// One has no VMCS.
+#[wasm_bindgen]
+pub fn vmcs_diff(
+    a: &[u8],
+    b: &[u8],
+    layout_a: Option<String>,
+    layout_b: Option<String>,
+) -> Result<JsDifferences, String> {
+    to_object(&vmcs::diff(a, b, layout_a.as_deref(), layout_b.as_deref())?)
+}
+
+/// The nested states in a QEMU migration stream.
+///
+/// # Errors
+/// A processor's is not whole.
+#[wasm_bindgen]
+pub fn vmcs_extract(stream: &[u8]) -> Result<JsExtracted, String> {
+    to_object(&vmcs::extract(stream)?)
 }
 
 /// A machine that boots one guest.
@@ -139,6 +313,17 @@ impl Machine {
 
 fn parse(options: JsOptions) -> Result<Options, String> {
     serde_wasm_bindgen::from_value(options.into()).map_err(|error| format!("bad options: {error}"))
+}
+
+/// Maps become objects, bytes a `Uint8Array`, and what is not there `null`.
+fn to_object<T: JsCast>(value: &impl Serialize) -> Result<T, String> {
+    let serializer = serde_wasm_bindgen::Serializer::new()
+        .serialize_maps_as_objects(true)
+        .serialize_missing_as_null(true);
+    value
+        .serialize(&serializer)
+        .map(JsCast::unchecked_into)
+        .map_err(|error| error.to_string())
 }
 
 fn to_js<T: JsCast>(value: &impl Serialize) -> Result<T, String> {

@@ -5,6 +5,7 @@ mod bochs;
 mod exits;
 mod measure;
 mod page;
+mod vmcs;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,7 +23,9 @@ use measure::{Run, median, run_until};
 const BOCHS_TO_QEMU: f64 = 2.2;
 const LIMIT: Duration = Duration::from_secs(300);
 
-const PARTS: &[&str] = &["boot", "loop", "start", "exits", "hyperv", "events", "page"];
+const PARTS: &[&str] = &[
+    "boot", "loop", "start", "exits", "hyperv", "events", "vmcs", "page",
+];
 
 pub fn main(args: &[&str]) -> Result<bool> {
     let mut pairs = 5;
@@ -58,6 +61,7 @@ pub fn main(args: &[&str]) -> Result<bool> {
             "exits" => exits::measure(&cli, kernel)?,
             "hyperv" => enlightened::bench(&cli, kernel)?,
             "events" => exits::events(&cli, kernel, pairs)?,
+            "vmcs" => vmcs::measure()?,
             _ => page::measure(native_rate)?,
         }
     }

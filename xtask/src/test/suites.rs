@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Outcome, Suite};
 use crate::run::{command, find, line, root, run, run_within};
-use crate::{build, conformance, guests, integration, kut, nested, setup};
+use crate::{build, conformance, guests, integration, kut, nested, nested_state, setup};
 
 /// Every suite.
 pub const SUITES: &[Suite] = &[
@@ -88,6 +88,11 @@ pub const SUITES: &[Suite] = &[
         name: "nested",
         about: "stock kernels run guests with KVM",
         run: nested::quick,
+    },
+    Suite {
+        name: "nested-state",
+        about: "nested states that KVM wrote, read, written again and given back",
+        run: nested_state::suite,
     },
     Suite {
         name: "conformance",

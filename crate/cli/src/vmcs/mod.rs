@@ -1,5 +1,6 @@
 //! `hypernest vmcs`: a VMCS in a file, looked at, checked and translated.
 
+mod extract;
 mod input;
 mod lint;
 mod show;
@@ -10,10 +11,12 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use hypernest_vmcs::{Layout, revision};
+use hypernest_vmcs::{File, Layout, revision};
 use serde_json::{Value, json};
 
-use input::{Input, open};
+use input::open;
+pub use show::fields_text;
+pub use translate::write_whole;
 
 /// A file to look at.
 #[derive(Args, Debug)]
@@ -69,6 +72,8 @@ pub enum VmcsCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Find the nested states in a QEMU migration stream
+    Extract(extract::ExtractArgs),
 }
 
 /// Exit status when a check fails or files differ.
@@ -83,6 +88,7 @@ pub fn run(command: &VmcsCommand) -> Result<i32> {
         VmcsCommand::Lint { file, profile } => lint::lint(file, profile),
         VmcsCommand::Translate(args) => translate::translate(args),
         VmcsCommand::Diff { a, b, json } => show::diff(a, b, *json),
+        VmcsCommand::Extract(args) => extract::extract(args),
     }
 }
 
@@ -136,9 +142,9 @@ fn layouts(name: Option<&str>) -> Result<i32> {
 
 fn identify(args: &FileArgs) -> Result<i32> {
     let input = open(&args.file)?;
-    let Some(region) = input.region() else {
+    let Some(region) = input.file.region() else {
         if args.json {
-            print_json(&json!({"kind": input.kind(), "candidates": []}));
+            print_json(&json!({"kind": input.file.kind(), "candidates": []}));
         } else {
             print("a kernel log: values by field, in no layout\n");
         }
@@ -149,13 +155,13 @@ fn identify(args: &FileArgs) -> Result<i32> {
         let read = input.read(Some(asked))?;
         let name = read.layout.as_ref().map_or("", Layout::name).to_owned();
         if args.json {
-            print_json(&json!({"kind": input.kind(), "candidates": [{"layout": name}]}));
+            print_json(&json!({"kind": input.file.kind(), "candidates": [{"layout": name}]}));
         } else {
-            print(&format!("{}: {name}, as asked\n", input.kind()));
+            print(&format!("{}: {name}, as asked\n", input.file.kind()));
         }
         return Ok(0);
     }
-    let found = input.candidates();
+    let found = input.file.candidates();
     if found.is_empty() {
         // Says why.
         input.layout(None)?;
@@ -188,7 +194,7 @@ fn identify(args: &FileArgs) -> Result<i32> {
             })
             .collect();
         print_json(&json!({
-            "kind": input.kind(),
+            "kind": input.file.kind(),
             "revision": format!("{id:#010x}"),
             "shadow": shadow,
             "candidates": candidates,
@@ -197,15 +203,16 @@ fn identify(args: &FileArgs) -> Result<i32> {
     }
     let mut text = format!(
         "{} of {} bytes, revision {id:#010x}{}\n",
-        input.kind(),
+        input.file.kind(),
         region.len(),
         if shadow { ", shadow VMCS" } else { "" }
     );
-    if let Input::NestedState(state) = &input {
+    if let File::NestedState(state) = &input.file {
         for finding in state.findings(found[0].layout) {
             text += &format!("note: {}\n", finding.words());
         }
     }
+    text += &show::aliases(found[0].layout);
     let shown = found.iter().filter(|c| c.by_revision).count().max(2);
     for (place, c) in found.iter().take(shown).enumerate() {
         text += &format!(

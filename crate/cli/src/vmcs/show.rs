@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use anyhow::Result;
-use hypernest_vmcs::{Control, ControlBit, ExitReason, Field, Kind};
+use hypernest_vmcs::{Control, ControlBit, ExitReason, Field, FieldSet, Found, Kind, Layout, Vmcs};
 use serde_json::{Map, Value, json};
 
-use super::input::{Found, open};
+use super::input::open;
 use super::{DIFFERENT, FileArgs, print, print_json};
 
 fn hex(value: u64) -> String {
@@ -73,23 +73,46 @@ pub fn show(args: &FileArgs, all: bool) -> Result<i32> {
         ),
         None => "a kernel log, in no layout\n".to_owned(),
     };
+    if let Some(layout) = &read.layout {
+        text += &aliases(layout);
+    }
+    text += &fields_text(&read.vmcs, &read.fields, all);
+    print(&text);
+    Ok(0)
+}
+
+/// A note for each field whose bytes are another's.
+pub fn aliases(layout: &Layout) -> String {
+    let note = |(loser, winner): &(Field, Field)| {
+        format!(
+            "note: {} has no bytes of its own in layout {}: they are read as {}\n",
+            loser.short_name(),
+            layout.name(),
+            winner.short_name()
+        )
+    };
+    layout.yields().iter().map(note).collect()
+}
+
+/// The fields by kind, a line each; those that are 0 only if `all` are asked for.
+pub fn fields_text(vmcs: &Vmcs, fields: &FieldSet, all: bool) -> String {
+    let mut text = String::new();
     for kind in [
         Kind::Control,
         Kind::GuestState,
         Kind::HostState,
         Kind::ExitInfo,
     ] {
-        let fields: Vec<Field> = read
-            .fields
+        let fields: Vec<Field> = fields
             .iter()
-            .filter(|field| field.kind() == kind && (all || read.vmcs.get(*field) != 0))
+            .filter(|field| field.kind() == kind && (all || vmcs.get(*field) != 0))
             .collect();
         if fields.is_empty() {
             continue;
         }
         text += &format!("\n{}\n", heading(kind));
         for field in fields {
-            let value = read.vmcs.get(field);
+            let value = vmcs.get(field);
             let line = format!(
                 "  {:#06x} {:32} {:>18}  {}",
                 field.encoding(),
@@ -101,11 +124,11 @@ pub fn show(args: &FileArgs, all: bool) -> Result<i32> {
             text.push('\n');
         }
     }
-    print(&text);
-    Ok(0)
+    text
 }
 
-/// `{"layout": .., "fields": {"guest_rip": "0x..", ..}}`, with every field that the file has.
+/// `{"layout": .., "fields": {"guest_rip": "0x..", ..}}`, with every field that the file has; `aliases` has those
+/// whose bytes are another's.
 pub fn as_json(read: &Found) -> Value {
     let fields: Map<String, Value> = read
         .fields
@@ -115,8 +138,15 @@ pub fn as_json(read: &Found) -> Value {
             (field.short_name().to_owned(), value)
         })
         .collect();
+    let aliases: Map<String, Value> = read
+        .layout
+        .iter()
+        .flat_map(|layout| layout.yields())
+        .map(|(loser, winner)| (loser.short_name().to_owned(), winner.short_name().into()))
+        .collect();
     json!({
-        "layout": read.layout.as_ref().map(hypernest_vmcs::Layout::name),
+        "layout": read.layout.as_ref().map(Layout::name),
+        "aliases": aliases,
         "launched": read.vmcs.launched,
         "shadow": read.vmcs.shadow,
         "abort": read.vmcs.abort,
@@ -127,15 +157,7 @@ pub fn as_json(read: &Found) -> Value {
 /// Compares what both files have; fields that only one has are said to be so when they are not 0.
 pub fn diff(a: &Path, b: &Path, json: bool) -> Result<i32> {
     let (a, b) = (open(a)?.read(None)?, open(b)?.read(None)?);
-    let value = |read: &Found, field| read.fields.contains(field).then(|| read.vmcs.get(field));
-    let differ: Vec<(Field, Option<u64>, Option<u64>)> = Field::ALL
-        .into_iter()
-        .map(|field| (field, value(&a, field), value(&b, field)))
-        .filter(|(_, a, b)| match (a, b) {
-            (Some(a), Some(b)) => a != b,
-            (one, other) => one.or(*other).unwrap_or(0) != 0,
-        })
-        .collect();
+    let differ = a.differences(&b);
     let launched = a.layout.is_some() && b.layout.is_some() && a.vmcs.launched != b.vmcs.launched;
     if json {
         let fields: Map<String, Value> = differ

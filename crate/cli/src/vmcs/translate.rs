@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
-use hypernest_vmcs::{Fate, Layout, Losses, TranslateError, Translation, nested_state};
+use hypernest_vmcs::{Fate, Field, Layout, Losses, TranslateError, Translated, Translation};
 use serde_json::{Map, Value, json};
 
-use super::input::{Input, layout, open};
+use super::input::{layout, open};
 use super::{print, print_json};
 
 /// What to translate.
@@ -46,25 +46,14 @@ pub fn translate(args: &TranslateArgs) -> Result<i32> {
         None => Layout::hypernest().clone(),
     };
     let map = Translation::new(&from, &to);
-    let (bytes, report) = match &input {
-        Input::Region(region) => (translated(&map, region, losses)?, map.report(region)?),
-        Input::Log(dump) => {
-            let mut region = vec![0; from.size()];
-            from.write(&dump.vmcs, &mut region)?;
-            (translated(&map, &region, losses)?, map.report(&region)?)
-        }
-        Input::NestedState(state) => {
-            let image = state.image().unwrap_or_default();
-            let mut new = state.as_ref().clone();
-            new.data = translated(&map, image, losses)?;
-            new.data.resize(nested_state::IMAGE, 0);
-            if let Some(shadow) = state.shadow_image() {
-                new.data.extend(translated(&map, shadow, losses)?);
-            }
-            (new.to_bytes(), map.report(image)?)
-        }
+    let translated = match input.file.translate(&map, losses) {
+        Err(TranslateError::Lost { .. }) => Err(lost(&input.file.losses(&map), &to)),
+        Err(error) => Err(error).with_context(|| format!("{} to {}", from.name(), to.name())),
+        Ok(translated) => Ok(translated),
     };
-    write(&args.output, &bytes)?;
+    let Translated { bytes, report } =
+        translated.with_context(|| args.file.display().to_string())?;
+    write_whole(&args.output, &bytes)?;
     let count = |wanted: fn(&Fate) -> bool| report.iter().filter(|row| wanted(&row.1)).count();
     if args.json {
         let fields: Map<String, Value> = report
@@ -93,23 +82,17 @@ pub fn translate(args: &TranslateArgs) -> Result<i32> {
     Ok(0)
 }
 
-fn translated(map: &Translation, region: &[u8], losses: Losses) -> Result<Vec<u8>> {
-    let mut out = vec![0; map.to().size()];
-    match map.run(region, &mut out, losses) {
-        Ok(()) => Ok(out),
-        Err(TranslateError::Lost { .. }) => {
-            let lost: Vec<String> = map
-                .losses(region)
-                .map(|(field, value)| format!("{} {value:#x}", field.short_name()))
-                .collect();
-            bail!(
-                "{} has no place for {}; --allow-loss drops them",
-                map.to().name(),
-                lost.join(", ")
-            );
-        }
-        Err(error) => Err(error).with_context(|| format!("to {}", map.to().name())),
-    }
+/// What a layout has no place for.
+fn lost(values: &[(Field, u64)], to: &Layout) -> anyhow::Error {
+    let list: Vec<String> = values
+        .iter()
+        .map(|(field, value)| format!("{} {value:#x}", field.short_name()))
+        .collect();
+    anyhow!(
+        "{} has no place for {}; --allow-loss drops them",
+        to.name(),
+        list.join(", ")
+    )
 }
 
 fn fate_json(fate: &Fate) -> Value {
@@ -124,7 +107,7 @@ fn fate_json(fate: &Fate) -> Value {
 }
 
 /// Writes beside the file and renames, so that nobody sees half of it.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let shown = path.display();
     let mut beside = path.as_os_str().to_owned();
     beside.push(".part");

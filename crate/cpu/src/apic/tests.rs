@@ -1,5 +1,6 @@
 use super::*;
 use crate::bus::Tick;
+use crate::clock::TSC_PER_TICK;
 use crate::mem::Ctx;
 use crate::ram::Ram;
 use crate::testing::TestBus;
@@ -202,15 +203,17 @@ fn the_periodic_timer_keeps_its_phase() {
 fn a_tsc_deadline_fires_once_and_clears_its_msr() {
     let mut b = Bench::new(0);
     b.cpu.msrs.tsc_offset = 5000;
-    b.write(0x6e0, 9000).unwrap();
+    // The first tick at which the TSC has reached it.
+    let deadline = 5000 + 4000 * TSC_PER_TICK - 1;
+    b.write(0x6e0, deadline).unwrap();
     assert_eq!(b.read(0x6e0), Some(0)); // not in that mode
     b.store(0x320, 0x4_0040);
-    b.write(0x6e0, 9000).unwrap();
+    b.write(0x6e0, deadline).unwrap();
     assert_eq!(b.apic().deadline(), Some(4000));
-    b.cpu.msrs.tsc_offset = 6000;
+    b.cpu.msrs.tsc_offset = 5000 + 1000 * TSC_PER_TICK;
     b.cpu.tsc_changed(1000);
     assert_eq!(b.at(2999).apic().pending_vector(), None);
-    assert_eq!(b.read(0x6e0), Some(9000));
+    assert_eq!(b.read(0x6e0), Some(deadline));
     assert_eq!(b.at(3000).apic().pending_vector(), Some(0x40));
     assert_eq!(b.read(0x6e0), Some(0));
     b.apic().acknowledge();

@@ -6,7 +6,7 @@
 
 use super::{Apic, lvt};
 use crate::bus::Tick;
-use crate::clock::TICKS_PER_APIC_COUNT;
+use crate::clock::{TICKS_PER_APIC_COUNT, tick_of_tsc, tsc_at};
 use crate::state::MsrState;
 use crate::vcpu::Vcpu;
 
@@ -122,10 +122,10 @@ impl Apic {
     }
 
     fn arm_tsc_deadline(&mut self, now: Tick, msrs: &mut MsrState) {
-        let tsc = now.wrapping_add(msrs.tsc_offset);
+        let tsc = tsc_at(now).wrapping_add(msrs.tsc_offset);
         self.state.timer_deadline = match msrs.tsc_deadline {
             0 => None,
-            deadline => Some(now.saturating_add(deadline.saturating_sub(tsc))),
+            deadline => Some(now.saturating_add(tick_of_tsc(deadline.saturating_sub(tsc)))),
         };
         self.settle(now, msrs);
     }

@@ -479,7 +479,8 @@ mod tests {
         f.cpu.msrs.tsc_offset = 1 << 40;
         f.cpu.msrs.tsc_aux = 9;
         f.execute(&[0x0f, 0x01, 0xf9]).unwrap();
-        assert_eq!((f.cpu.gpr[0], f.cpu.gpr[2], f.cpu.gpr[1]), (1000, 0x100, 9));
+        let low = crate::clock::tsc_at(1000);
+        assert_eq!((f.cpu.gpr[0], f.cpu.gpr[2], f.cpu.gpr[1]), (low, 0x100, 9));
         f.enter(3);
         f.cpu.cr4 |= cr::CR4_TSD;
         assert_eq!(f.execute(&[0x0f, 0x31]), Err(GP0));

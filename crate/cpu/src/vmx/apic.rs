@@ -272,7 +272,8 @@ fn is_virtualized(cpu: &Vcpu, offset: u16, size: u64, write: bool) -> bool {
 /// Threshold").
 pub(crate) fn after_operation(x: &mut Ctx) -> Exec {
     let entered = core::mem::take(&mut x.cpu.vmx.threshold_due);
-    if let Some(written) = x.cpu.vmx.apic_write.take() {
+    let written = x.cpu.vmx.apic_write.take();
+    if let Some(written) = written.filter(|_| x.cpu.vmx.non_root) {
         emulate(x, written.offset)?;
     }
     if entered { check_threshold(x) } else { Ok(()) }

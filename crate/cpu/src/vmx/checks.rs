@@ -1,14 +1,16 @@
 //! The entry checks of `hypernest_vmcs`, asked about this processor.
 
+use hypernest_vmcs::Vmcs;
 use hypernest_vmcs::checks::{CpuFacts, EntryCheck, EntryCtx, PeekMemory, check_dirty};
 
+use super::regions::Regions;
 use crate::mem::Ctx;
 use crate::ram::Ram;
 use crate::vcpu::{Vcpu, cr};
 
 struct Memory<'a> {
     ram: &'a Ram,
-    revision: u32,
+    regions: &'a Regions,
 }
 
 impl PeekMemory for Memory<'_> {
@@ -21,11 +23,12 @@ impl PeekMemory for Memory<'_> {
     }
 
     fn accepts_revision(&self, revision: u32) -> bool {
-        revision == self.revision
+        self.regions.map(revision).is_some()
     }
 }
 
-fn facts(cpu: &Vcpu) -> CpuFacts {
+/// What the rules need to know of a vCPU.
+pub(super) fn facts(cpu: &Vcpu) -> CpuFacts {
     CpuFacts {
         physical_bits: cpu.model.physical_bits as u8,
         linear_bits: 48,
@@ -51,16 +54,27 @@ fn facts(cpu: &Vcpu) -> CpuFacts {
 
 /// The first check of controls, host state and guest state that fails, in the manual's order.
 pub(super) fn failing(x: &Ctx) -> Option<&'static EntryCheck> {
-    let profile = x.cpu.vmx.profile.as_deref()?;
+    failing_in(x.cpu, x.ram, &x.cpu.vmx.vmcs, facts(x.cpu)).err()
+}
+
+/// The same of any VMCS, for a vCPU about which these are the facts.
+pub(super) fn failing_in(
+    cpu: &Vcpu,
+    ram: &Ram,
+    vmcs: &Vmcs,
+    facts: CpuFacts,
+) -> Result<(), &'static EntryCheck> {
+    let Some(profile) = cpu.vmx.profile.as_deref() else {
+        return Ok(());
+    };
     let memory = Memory {
-        ram: x.ram,
-        revision: profile.layout.revision(),
+        ram,
+        regions: profile.regions(),
     };
-    let entry = EntryCtx {
-        vmcs: &x.cpu.vmx.vmcs,
+    check_dirty(&EntryCtx {
+        vmcs,
         caps: &profile.caps,
-        cpu: facts(x.cpu),
+        cpu: facts,
         memory: &memory,
-    };
-    check_dirty(&entry).err()
+    })
 }

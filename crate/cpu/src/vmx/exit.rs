@@ -4,7 +4,8 @@ use hypernest_vmcs::enlightened::Written;
 use hypernest_vmcs::{ExitReason, Field, GuestSegment, entry, exit as controls, pin, proc1, proc2};
 
 use super::pml::Marks;
-use super::{abort, enlightened};
+use super::{abort, enlightened, preemption};
+use crate::bus::Tick;
 use crate::exec::msr;
 use crate::flags::bit;
 use crate::mem::Ctx;
@@ -89,7 +90,13 @@ pub(crate) fn perform(x: &mut Ctx) -> Exec {
     note_nmi_unblocking(x.cpu, &mut exit);
     record(x, &exit);
     watch::exited(x, &exit);
-    save_guest(x, &exit);
+    // Debug traps wait only where the exit came between their cause and their delivery.
+    let pending = if x.cpu.mov_ss_shadow || exit.trap_like {
+        pending_debug_field(x.cpu)
+    } else {
+        0
+    };
+    save_guest(x.cpu, x.now, pending);
     enlightened::store(x, Written::Exit);
     if store_msrs(x).is_none() {
         return Err(abort::abort(x, abort::STORING_MSRS));
@@ -182,8 +189,8 @@ pub(super) const SEGMENTS: [(Seg, GuestSegment); 8] = [
     (Seg::Tr, GuestSegment::TR),
 ];
 
-fn save_guest(x: &mut Ctx, exit: &Exit) {
-    let cpu = &mut *x.cpu;
+/// Saves the guest's state in the current VMCS, with this as its pending debug exceptions.
+pub(super) fn save_guest(cpu: &mut Vcpu, now: Tick, pending: u64) {
     let has = |bit| cpu.vmx.controls.exit(bit);
     let (save_debug, save_pat, save_efer) = (
         has(controls::SAVE_DEBUG_CONTROLS),
@@ -213,16 +220,8 @@ fn save_guest(x: &mut Ctx, exit: &Exit) {
         Activity::Shutdown | Activity::VmxAbort => 2,
         Activity::WaitForSipi => 3,
     };
-    // Debug traps wait only where the exit came between their cause and their delivery.
-    let pending = if cpu.mov_ss_shadow || exit.trap_like {
-        pending_debug_field(cpu)
-    } else {
-        0
-    };
-    let preemption = cpu.vmx.preemption_deadline.map(|deadline| {
-        let left = deadline.saturating_sub(x.now);
-        left >> cpu.vmx.caps().map_or(0, |caps| caps.misc & 0x1f)
-    });
+    let deadline = cpu.vmx.preemption_deadline;
+    let preemption = deadline.map(|deadline| preemption::left(cpu, now, deadline));
     let vmcs = &mut cpu.vmx.vmcs;
     vmcs.set(Field::GUEST_CR0, cpu.cr0);
     vmcs.set(Field::GUEST_CR3, cpu.cr3);
@@ -285,7 +284,7 @@ fn save_guest(x: &mut Ctx, exit: &Exit) {
 }
 
 /// Pending debug exceptions in the form of their field: B0-B3, enabled breakpoint (12), BS (14).
-fn pending_debug_field(cpu: &Vcpu) -> u64 {
+pub(super) fn pending_debug_field(cpu: &Vcpu) -> u64 {
     let pending = cpu.pending_debug;
     if pending == 0 {
         return 0;

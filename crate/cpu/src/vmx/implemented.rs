@@ -4,10 +4,11 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use hypernest_vmcs::{
-    Caps, Implemented, Layout, Missing, entry, exit, pin, proc1, proc2, proc3, vmfunc,
+    Caps, FieldSet, Implemented, Layout, Missing, entry, exit, pin, proc1, proc2, proc3, vmfunc,
 };
 
 use super::VmxProfile;
+use super::regions::{LayoutRefused, Regions, VmxLayouts};
 use crate::model::Model;
 use crate::vcpu::cr;
 
@@ -129,10 +130,21 @@ impl fmt::Display for VmxRefused {
 impl VmxProfile {
     /// A profile; the layout's revision is the one that `caps` advertise.
     pub fn new(caps: Caps, layout: Layout) -> VmxProfile {
-        let fields = caps.fields().and(layout.field_mask());
+        let regions = Regions::only(&layout);
+        VmxProfile::assemble(caps, regions)
+    }
+
+    /// A profile with these layouts, offering of `caps` what all of them hold.
+    fn assemble(caps: Caps, mut regions: Regions) -> VmxProfile {
+        let held = regions.held();
+        let caps = caps.restricted_to_fields(&held);
+        let caps = caps.advertising(regions.advertised());
+        let fields = caps.fields().and(&held);
+        regions.keep_fields(&fields);
         VmxProfile {
             caps,
-            layout,
+            layout: regions.advertised().clone(),
+            regions,
             fields,
         }
     }
@@ -141,7 +153,61 @@ impl VmxProfile {
     /// place in it, as KVM does for its guests.
     #[must_use]
     pub fn enlightened(&self) -> VmxProfile {
-        VmxProfile::new(self.caps.enlightened(), self.layout.clone())
+        self.limited(Caps::enlightened)
+    }
+
+    /// The same with other layouts: the controls are those of this profile that use fields which every
+    /// layout holds, and IA32_VMX_BASIC has the revision and region size of the advertised one.
+    ///
+    /// # Errors
+    /// Where a layout is not for machines, two have one revision, or one is larger than the regions.
+    pub fn with_layouts(&self, layouts: &VmxLayouts) -> Result<VmxProfile, LayoutRefused> {
+        let regions = Regions::new(&self.layout, layouts)?;
+        Ok(VmxProfile::assemble(self.caps.clone(), regions))
+    }
+
+    /// The same with another written layout, for a machine that runs: what it offers stays as it is.
+    ///
+    /// # Errors
+    /// As [`VmxProfile::with_layouts`]; and where the layout lacks a field that the machine has, which is
+    /// named.
+    pub fn writing(&self, layout: &Layout) -> Result<VmxProfile, LayoutRefused> {
+        let layouts = VmxLayouts {
+            advertised: Some(self.layout.clone()),
+            written: Some(layout.clone()),
+            accepted: self.regions.accepted().cloned().collect(),
+        };
+        let fields = self.fields.without(layout.field_mask());
+        if !fields.is_empty() {
+            let name = layout.name().into();
+            return Err(LayoutRefused::Narrows { name, fields });
+        }
+        self.with_layouts(&layouts)
+    }
+
+    /// The same, offering no more than `limit` leaves of the capabilities.
+    pub fn limited(&self, limit: impl FnOnce(&Caps) -> Caps) -> VmxProfile {
+        VmxProfile::assemble(limit(&self.caps), self.regions.clone())
+    }
+
+    /// The layouts that regions may have.
+    pub(crate) fn regions(&self) -> &Regions {
+        &self.regions
+    }
+
+    /// The layout that the processor writes.
+    pub fn written(&self) -> &Layout {
+        self.regions.written()
+    }
+
+    /// Every layout that VMPTRLD takes, the advertised one first.
+    pub fn accepted(&self) -> impl Iterator<Item = &Layout> {
+        self.regions.accepted()
+    }
+
+    /// The fields that VMREAD and VMWRITE know.
+    pub fn fields(&self) -> &FieldSet {
+        &self.fields
     }
 
     /// All that the processor does with VMX on a CPU model, in our own VMCS layout.

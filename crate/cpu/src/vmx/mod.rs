@@ -14,9 +14,12 @@ pub(crate) mod function;
 mod implemented;
 pub(crate) mod intercept;
 mod memory;
+mod nested;
 pub(crate) mod operation;
 mod pause;
 pub(crate) mod pml;
+mod preemption;
+mod regions;
 mod shadow;
 pub(crate) mod ve;
 pub(crate) mod virtual_interrupt;
@@ -36,6 +39,10 @@ use serde::{Deserialize, Serialize};
 pub use abort::vmx_abort_cause;
 pub use enlightened::{ActiveEnlightened, EnlightenedEntry};
 pub use implemented::VmxRefused;
+pub use nested::{NestedRefused, NestedReport};
+pub use regions::{LayoutRefused, VmxLayouts};
+
+use regions::Regions;
 
 use crate::mem::Ctx;
 use crate::model::Model;
@@ -67,14 +74,16 @@ pub(crate) fn instruction(x: &mut Ctx, i: &Instruction) -> Exec {
     Ok(())
 }
 
-/// What a machine's VMX offers: capability MSRs, and the layout of a VMCS in guest memory.
+/// What a machine's VMX offers: capability MSRs, and the layouts of a VMCS in guest memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VmxProfile {
     /// Values of IA32_VMX_BASIC and those that follow.
     pub caps: Caps,
     /// Layout whose revision identifier IA32_VMX_BASIC advertises.
     pub layout: Layout,
-    /// Fields that exist: those that the controls use and the layout holds.
+    /// The layouts that regions may have.
+    regions: Regions,
+    /// Fields that exist: those that the controls use and every layout holds.
     fields: FieldSet,
 }
 
@@ -115,6 +124,35 @@ impl VmxChoice {
         };
         Ok(Some(Arc::new(profile)))
     }
+
+    /// The profile on a CPU model, with these layouts of VMCS regions.
+    ///
+    /// # Errors
+    /// As [`VmxChoice::profile`]; and where the layouts cannot be together, or there is no VMX for them.
+    pub fn profile_with(
+        &self,
+        model: &Model,
+        layouts: &VmxLayouts,
+    ) -> Result<Option<Arc<VmxProfile>>, VmxError> {
+        let profile = self.profile(model)?;
+        if *layouts == VmxLayouts::default() {
+            return Ok(profile);
+        }
+        let profile = profile.ok_or(LayoutRefused::NoVmx)?;
+        Ok(Some(Arc::new(profile.with_layouts(layouts)?)))
+    }
+}
+
+/// A machine cannot have the VMX that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmxError {
+    /// The profile asks for more than there is.
+    #[error(transparent)]
+    Profile(#[from] VmxRefused),
+    /// Its layouts cannot be.
+    #[error(transparent)]
+    Layouts(#[from] LayoutRefused),
 }
 
 /// VMX as a vCPU has it while it runs.
@@ -154,7 +192,7 @@ pub(crate) struct Vmx {
     pub nmi_exit: bool,
     /// NMIs are virtually blocked (virtual NMIs).
     pub virtual_nmi_blocking: bool,
-    /// Tick at which the VMX-preemption timer reaches zero.
+    /// Where the VMX-preemption timer reaches zero: a count of a TSC that was never written.
     pub preemption_deadline: Option<u64>,
     /// The operation at hand, or the one just completed, wrote to the virtual-APIC page.
     pub apic_write: Option<apic::Written>,

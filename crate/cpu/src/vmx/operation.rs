@@ -4,7 +4,8 @@ use hypernest_vmcs::enlightened::Written;
 use hypernest_vmcs::{Field, Kind};
 use iced_x86::{Instruction, OpKind};
 
-use super::{enlightened, memory, shadow};
+use super::memory::{self, Border};
+use super::{enlightened, shadow};
 use crate::flags::bit;
 use crate::hyperv;
 use crate::mem::Ctx;
@@ -117,7 +118,12 @@ pub(crate) fn vmxon(x: &mut Ctx, i: &Instruction) -> Exec {
         return Err(GP0);
     }
     let address = pointer(x, i)?;
-    if !is_region(x, address) || memory::revision(x, address) != profile.layout.revision() {
+    if !is_region(x, address)
+        || profile
+            .regions()
+            .map(memory::revision(x, address))
+            .is_none()
+    {
         fail_invalid(x);
         return Ok(());
     }
@@ -130,9 +136,8 @@ pub(crate) fn vmxon(x: &mut Ctx, i: &Instruction) -> Exec {
 /// VMXOFF.
 pub(crate) fn vmxoff(x: &mut Ctx) -> Exec {
     enter(x)?;
-    memory::flush(x);
+    memory::cross(x, Border::Vmxoff);
     enlightened::release(x);
-    x.cpu.vmx.current = None;
     x.cpu.vmx.region = None;
     x.cpu.leave_block = true;
     succeed(x);
@@ -150,13 +155,7 @@ pub(crate) fn vmclear(x: &mut Ctx, i: &Instruction) -> Exec {
     } else if enlightened::vmclear(x, address) {
         succeed(x);
     } else {
-        if x.cpu.vmx.current == Some(address) {
-            x.cpu.vmx.vmcs.launched = false;
-            memory::flush(x);
-            x.cpu.vmx.current = None;
-        } else {
-            memory::clear(x, address);
-        }
+        memory::clear(x, address);
         succeed(x);
     }
     Ok(())
@@ -173,7 +172,7 @@ pub(crate) fn vmptrld(x: &mut Ctx, i: &Instruction) -> Exec {
         fail(x, error::VMPTRLD_ADDRESS);
     } else if x.cpu.vmx.region == Some(address) {
         fail(x, error::VMPTRLD_VMXON_POINTER);
-    } else if x.cpu.vmx.current == Some(address) || memory::load(x, address) {
+    } else if memory::load(x, address) {
         succeed(x);
     } else {
         fail(x, error::VMPTRLD_REVISION);

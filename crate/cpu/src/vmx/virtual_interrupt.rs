@@ -8,6 +8,7 @@ use super::exit::{Exit, leave};
 use crate::flags::bit;
 use crate::interrupt;
 use crate::mem::Ctx;
+use crate::ram::Ram;
 use crate::state::Activity;
 use crate::trap::Exec;
 use crate::vcpu::Vcpu;
@@ -73,6 +74,21 @@ pub(super) fn evaluate(x: &mut Ctx) {
     let window = x.cpu.vmx.controls.proc1(proc1::INTERRUPT_WINDOW_EXITING);
     x.cpu.vmx.virtual_interrupt = !window && requesting(x.cpu) >> 4 > ppr >> 4;
     x.cpu.leave_block = true;
+}
+
+/// What evaluation finds in a guest that is taken up from a saved state.
+pub(super) fn is_recognized(cpu: &Vcpu, ram: &Ram) -> bool {
+    let controls = &cpu.vmx.controls;
+    if !controls.delivers_virtual_interrupts() || controls.proc1(proc1::INTERRUPT_WINDOW_EXITING) {
+        return false;
+    }
+    let at = controls
+        .virtual_apic
+        .map(|page| page + u64::from(register::PPR));
+    let ppr = at
+        .and_then(|at| ram.load::<1>(at).ok())
+        .map_or(0xff, |[byte]| byte);
+    requesting(cpu) >> 4 > ppr >> 4
 }
 
 /// What a VM entry does with a guest's virtual interrupts.

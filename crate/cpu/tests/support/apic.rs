@@ -1,5 +1,7 @@
 //! A guest whose APIC is virtualized: its controls, its pages, what it does.
 
+use std::sync::Arc;
+
 use super::HANDLERS;
 use super::hypervisor::{Emit, L1, PAGES, Setup};
 use hypernest_cpu::{Model, VmxChoice, VmxProfile};
@@ -83,6 +85,17 @@ pub const MSRS: Controls = Controls {
 
 /// A hypervisor that has not started `guest` yet.
 pub fn l1(controls: Controls, fields: &[(Field, u64)], guest: Emit) -> L1 {
+    let max = VmxChoice::Max.profile(<&Model>::default());
+    l1_with(controls, fields, guest, max.unwrap().unwrap())
+}
+
+/// The same on a processor with this VMX.
+pub fn l1_with(
+    controls: Controls,
+    fields: &[(Field, u64)],
+    guest: Emit,
+    profile: Arc<VmxProfile>,
+) -> L1 {
     let caps = caps();
     let pins = caps.pin_allowed0() | pin::EXTERNAL_INTERRUPT_EXITING | controls.pin;
     let first = caps.proc1_allowed0()
@@ -106,12 +119,13 @@ pub fn l1(controls: Controls, fields: &[(Field, u64)], guest: Emit) -> L1 {
         (Field::POSTED_INTR_DESC_ADDR, POSTED),
     ];
     all.extend_from_slice(fields);
-    L1::new(&Setup {
+    let setup = Setup {
         choice: VmxChoice::Max,
         proc2: controls.proc2,
         fields: &all,
         guest,
-    })
+    };
+    L1::with(&setup, profile)
 }
 
 /// Runs `guest` to its first exit.

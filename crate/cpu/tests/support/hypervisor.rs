@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use hypernest_cpu::{
-    Model, Processor, ProcessorConfig, Ram, Stop, Tick, VcpuState, VmxChoice, VmxProfile,
+    Model, NestedReport, Processor, ProcessorConfig, Ram, Stop, Tick, VcpuState, VmxChoice,
+    VmxProfile,
 };
 use hypernest_vmcs::{ExitReason, Field, GuestSegment, entry, exit, pin, proc1, proc2};
 use iced_x86::IcedError;
@@ -85,13 +86,17 @@ pub struct L1 {
 impl L1 {
     /// A hypervisor ready to start its guest; memory may still be changed.
     pub fn new(setup: &Setup) -> L1 {
-        L1::on(setup, false)
+        let model = <&Model>::default();
+        L1::with(setup, setup.choice.profile(model).unwrap().unwrap())
     }
 
-    /// As [`L1::new`], on a processor with or without the Hyper-V interface.
-    pub fn on(setup: &Setup, hyperv: bool) -> L1 {
-        let model = <&Model>::default();
-        let profile = setup.choice.profile(model).unwrap().unwrap();
+    /// The same on a processor with this VMX.
+    pub fn with(setup: &Setup, profile: Arc<VmxProfile>) -> L1 {
+        L1::on(setup, profile, false)
+    }
+
+    /// The same, with or without the Hyper-V interface.
+    pub fn on(setup: &Setup, profile: Arc<VmxProfile>, hyperv: bool) -> L1 {
         let config = ProcessorConfig {
             vmx: Some(profile.clone()),
             hyperv,
@@ -137,6 +142,61 @@ impl L1 {
         l1.put(NEXT, HANDLER);
         l1.ram.write(GUEST, &assemble(GUEST, setup.guest)).unwrap();
         l1
+    }
+
+    /// Goes on in a fresh processor with this VMX and a copy of memory, by way of the nested state and the
+    /// registers.
+    pub fn carry(&mut self, profile: &Arc<VmxProfile>, nested_first: bool) -> NestedReport {
+        let state = self.state();
+        let blob = self.processor.nested_state(0, &self.ram).to_bytes();
+        assert_eq!(self.state(), state, "getting changes nothing");
+        let mut there = Processor::new(&ProcessorConfig {
+            vmx: Some(profile.clone()),
+            ..ProcessorConfig::default()
+        })
+        .unwrap();
+        there.set_time(self.processor.now(), self.processor.turn());
+        let mut ram = Ram::new(self.ram.size()).unwrap();
+        ram.bytes_mut().copy_from_slice(self.ram.bytes());
+        if !nested_first {
+            there.write_registers(0, &state).unwrap();
+        }
+        let report = there.set_nested_state(0, &mut ram, &blob).unwrap();
+        if nested_first {
+            there.write_registers(0, &state).unwrap();
+        }
+        if profile.written() == self.profile.written() {
+            assert!(
+                there.nested_state(0, &ram).to_bytes() == blob,
+                "it is what was set"
+            );
+        }
+        (self.processor, self.ram, self.profile) = (there, ram, profile.clone());
+        report
+    }
+
+    /// Runs for one tick.
+    pub fn tick(&mut self) {
+        let until = self.processor.now() + 1;
+        self.processor.run(&mut self.ram, &mut Nothing, until);
+    }
+
+    /// Runs tick by tick until this holds of the state.
+    pub fn tick_until(&mut self, holds: impl Fn(&VcpuState) -> bool) {
+        for _ in 0..1000 {
+            if holds(&self.state()) {
+                return;
+            }
+            self.tick();
+        }
+        panic!("it never held: {:#x?}", self.state());
+    }
+
+    /// What `change` makes of the state.
+    pub fn change(&mut self, change: impl Fn(&mut VcpuState)) {
+        let mut state = self.state();
+        change(&mut state);
+        self.processor.write_state(0, &state).unwrap();
     }
 
     /// As [`L1::new`], and runs to the first VM exit.

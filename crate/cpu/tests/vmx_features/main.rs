@@ -2,9 +2,11 @@
 
 mod abort;
 mod absent;
+mod borders;
 mod function;
 mod hostile;
 mod log;
+mod nested;
 mod shadow;
 #[path = "../support/mod.rs"]
 mod support;
@@ -13,8 +15,10 @@ mod time;
 mod ve;
 mod violation;
 
-use hypernest_cpu::VmxChoice;
-use hypernest_vmcs::{ExitReason, Field};
+use std::sync::Arc;
+
+use hypernest_cpu::{Model, VmxChoice, VmxLayouts, VmxProfile};
+use hypernest_vmcs::{ExitReason, Field, Layout};
 use support::HANDLERS;
 use support::hypervisor::{Emit, L1, Setup};
 
@@ -51,4 +55,21 @@ fn exception(l1: &L1) -> (u64, u64) {
     assert_eq!(l1.reason(), ExitReason::EXCEPTION_OR_NMI);
     let code = l1.field(Field::VM_EXIT_INTR_ERROR_CODE);
     (l1.field(Field::VM_EXIT_INTR_INFO) & 0xff, code)
+}
+
+/// A profile in which these layouts are advertised, written and further accepted.
+fn layouts(
+    choice: &VmxChoice,
+    advertised: &str,
+    written: &str,
+    accepted: &[&str],
+) -> Arc<VmxProfile> {
+    let named = |name: &str| Layout::named(name).unwrap().clone();
+    let layouts = VmxLayouts {
+        advertised: Some(named(advertised)),
+        written: Some(named(written)),
+        accepted: accepted.iter().map(|name| named(name)).collect(),
+    };
+    let profile = choice.profile_with(<&Model>::default(), &layouts);
+    profile.unwrap().unwrap()
 }

@@ -285,11 +285,19 @@ impl Caps {
     /// A control that must be 1 stays, whatever it uses.
     #[must_use]
     pub fn restricted_to(&self, layout: &Layout) -> Self {
+        self.restricted_to_fields(layout.field_mask())
+    }
+
+    /// The same for what several layouts have in common: without the controls that use a field which
+    /// is not in `held`.
+    #[must_use]
+    pub fn restricted_to_fields(&self, held: &FieldSet) -> Self {
+        let holds = |field: Field| held.contains(field);
         let mut caps = self.clone();
         let works = |caps: &Self, bit: &ControlBit| {
             let active = bit.id.control.activated_by();
             let mut needed = bit.requires.iter().copied().chain(active);
-            needed.all(|id| caps.allows(id)) && fields_of(bit.id).all(|f| layout.holds(f))
+            needed.all(|id| caps.allows(id)) && fields_of(bit.id).all(holds)
         };
         // What is dropped takes others with it, in any order of the table.
         loop {
@@ -308,10 +316,10 @@ impl Caps {
             Field::CR3_TARGET_VALUE2,
             Field::CR3_TARGET_VALUE3,
         ];
-        let held = targets.iter().take_while(|&&f| layout.holds(f)).count() as u64;
+        let count = targets.iter().take_while(|&&f| holds(f)).count() as u64;
         caps.misc =
-            caps.misc & !misc::CR3_TARGETS | least(caps.misc, held << 16, misc::CR3_TARGETS);
-        if !layout.holds(Field::EXEC_VMCS_POINTER) || !layout.holds(Field::GUEST_SMBASE) {
+            caps.misc & !misc::CR3_TARGETS | least(caps.misc, count << 16, misc::CR3_TARGETS);
+        if !holds(Field::EXEC_VMCS_POINTER) || !holds(Field::GUEST_SMBASE) {
             caps.basic &= !basic::DUAL_MONITOR;
             caps.misc &= !(misc::SMM_MONITOR | misc::MSEG);
         }
@@ -321,7 +329,7 @@ impl Caps {
         if !caps.allows_proc2(proc2::ENABLE_VPID) {
             caps.ept_vpid &= !ept_vpid::OF_VPID;
         }
-        caps.vmcs_enum = highest_index(&caps.fields().and(layout.field_mask())) << 1;
+        caps.vmcs_enum = highest_index(&caps.fields().and(held)) << 1;
         caps
     }
 

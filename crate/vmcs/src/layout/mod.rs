@@ -6,8 +6,10 @@ use alloc::vec::Vec;
 use crate::field::{Field, FieldSet};
 use crate::vmcs::Vmcs;
 
+mod map;
 mod table;
 
+pub use map::{RegionMap, RegionPage};
 pub use table::{TableError, TableProblem};
 
 include!(concat!(env!("OUT_DIR"), "/layouts.rs"));
@@ -92,8 +94,8 @@ pub enum LayoutError {
     /// A revision identifier has 31 bits.
     #[error("revision {0:#010x} has bit 31 set")]
     WideRevision(u32),
-    /// A region has at most 4096 bytes.
-    #[error("a region of {0} bytes; 4096 is the most")]
+    /// A region has room for its header, and at most 4096 bytes.
+    #[error("a region of {0} bytes; it has 8 to 4096")]
     Size(usize),
     /// A slot, or the launch state, lies outside of the region or in the header.
     #[error("{0} bytes at offset {1} are not in the region or in its header")]
@@ -148,22 +150,34 @@ impl Slot {
         self
     }
 
-    pub(crate) fn load(&self, region: &[u8]) -> u64 {
-        let value = load(region, self.offset, self.width);
+    /// The value of the field, no wider than it, that the bytes in the slot stand for.
+    #[must_use]
+    pub fn value(&self, bytes: u64) -> u64 {
+        self.order(bytes, u32::rotate_right) & self.field.mask()
+    }
+
+    /// The bytes that stand for a value of the field; of the value as much as fits.
+    #[must_use]
+    pub fn stored(&self, value: u64) -> u64 {
+        self.order(value & self.field.mask(), u32::rotate_left)
+    }
+
+    fn order(&self, bits: u64, rotate: fn(u32, u32) -> u32) -> u64 {
         if self.rotated {
-            (value as u32).rotate_right(8).into()
+            rotate(bits as u32, 8).into()
         } else {
-            value
+            bits
         }
     }
 
+    /// What is in the slot, even where it is wider than the field.
+    pub(crate) fn load(&self, region: &[u8]) -> u64 {
+        self.order(load(region, self.offset, self.width), u32::rotate_right)
+    }
+
     pub(crate) fn store(&self, region: &mut [u8], value: u64) {
-        let value = if self.rotated {
-            (value as u32).rotate_left(8).into()
-        } else {
-            value
-        };
-        store(region, self.offset, self.width, value);
+        let bits = self.order(value, u32::rotate_left);
+        store(region, self.offset, self.width, bits);
     }
 
     const fn end(&self) -> usize {
@@ -244,7 +258,7 @@ impl Layout {
         if let Some(&wide) = revisions.iter().find(|&&id| id & SHADOW != 0) {
             return Err(LayoutError::WideRevision(wide));
         }
-        if size > MAX_SIZE {
+        if !(COMMON..=MAX_SIZE).contains(&size) {
             return Err(LayoutError::Size(size));
         }
         let mut taken: Vec<(u16, u8)> = Vec::new();

@@ -161,7 +161,8 @@ fn layouts_that_make_no_sense_are_refused() {
         LayoutError::WideRevision(1 << 31)
     );
     assert_eq!(new(1, 4097, 8, vec![]), LayoutError::Size(4097));
-    assert_eq!(new(1, 4, 8, vec![]), LayoutError::Outside(4, 8));
+    assert_eq!(new(1, 7, 8, vec![]), LayoutError::Size(7));
+    assert_eq!(new(1, 8, 8, vec![]), LayoutError::Outside(4, 8));
     assert_eq!(new(1, 4096, 4, vec![]), LayoutError::Outside(4, 4));
     assert_eq!(
         new(1, 4096, 8, slot(4090, 8)),
