@@ -93,6 +93,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "PROFILE", default_value = "none", hide_default_value = true, value_parser = vmx, help_heading = "Machine")]
     pub vmx: Vmx,
 
+    /// The interface of the Hyper-V hypervisor, and with --vmx its enlightened VMCS: controls that this
+    /// has no place for are not offered then
+    #[arg(long, help_heading = "Machine")]
+    pub hyperv: bool,
+
     /// Layout of VMCS regions whose revision IA32_VMX_BASIC advertises (hypernest vmcs layouts lists them);
     /// the VMX profile has its own
     #[arg(long, value_name = "LAYOUT", help_heading = "Machine")]
@@ -114,11 +119,6 @@ pub struct RunArgs {
     /// A file with the table of a further layout, which the options above then know by its name
     #[arg(long = "layout", value_name = "F", help_heading = "Machine")]
     pub layouts: Vec<PathBuf>,
-
-    /// The interface of the Hyper-V hypervisor, and with --vmx its enlightened VMCS: controls that this
-    /// has no place for are not offered then
-    #[arg(long, help_heading = "Machine")]
-    pub hyperv: bool,
 
     /// Raw disk image for a virtio disk; the guest's writes are kept in memory, never in the file
     #[arg(long = "disk", value_name = "F", help_heading = "Machine")]

@@ -25,8 +25,8 @@ pub struct Setup {
     model: Option<String>,
     block_length: Option<u32>,
     vmx: VmxChoice,
-    layouts: VmxLayouts,
     hyperv: bool,
+    layouts: VmxLayouts,
     /// What names addresses.
     pub names: Names,
 }
@@ -84,8 +84,8 @@ impl Setup {
             model: None,
             block_length: None,
             vmx: VmxChoice::Max,
-            layouts: VmxLayouts::default(),
             hyperv: false,
+            layouts: VmxLayouts::default(),
             names: Names::default(),
         }
     }

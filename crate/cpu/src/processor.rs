@@ -487,9 +487,9 @@ impl Processor {
         let timers = self.vcpus.iter().filter_map(|cpu| cpu.apic.deadline());
         let guests = self.vcpus.iter();
         let guests = guests.filter_map(|cpu| cpu.vmx.preemption_deadline);
-        let guests = guests.map(clock::tick_of_tsc);
         let synthetic = self.vcpus.iter().filter_map(hyperv::synic::deadline);
         let timers = timers.chain(synthetic);
+        let guests = guests.map(clock::tick_of_tsc);
         timers.chain(guests).chain(bus.deadline()).min()
     }
 

@@ -6,6 +6,7 @@ use hypernest_cpu::{
     ActiveEnlightened, Fault, Model, Processor, ProcessorConfig, Ram, Stop, VmxChoice,
 };
 use hypernest_vmcs::enlightened::{ALL_CLEAN, DIRECT_FLUSH, Enlightenments, clean_fields};
+use hypernest_vmcs::nested_state::{NO_ADDRESS, state_flag};
 use hypernest_vmcs::{ExitReason, Field, proc2};
 use iced_x86::code_asm::{ecx, edx, qword_ptr, r8, rax, rcx, rdx, rsp};
 use support::enlightened::{
@@ -493,31 +494,83 @@ fn a_restored_machine_goes_on_as_the_one_it_came_from() {
 }
 
 #[test]
-fn a_nested_state_holds_what_the_page_says_and_its_pointer_may_come_later() {
+fn a_nested_state_has_the_flag_no_address_and_all_of_the_page() {
     let mut l1 = cpuid_exits();
     // L1 has changed it and not told yet.
     poke(&mut l1, Field::GUEST_RSP, 0x6660);
-    let vmcs = l1.state().nested_vmcs(&l1.ram).unwrap();
+    let state = l1.processor.nested_state(0, &l1.ram);
+    assert_eq!((state.flags, state.vmcs), (state_flag::EVMCS, NO_ADDRESS));
+    let layout = hypernest_vmcs::Layout::hypernest();
+    let vmcs = layout.read(state.image().unwrap()).unwrap();
     assert_eq!(vmcs.get(Field::GUEST_RSP), 0x6660);
     assert_eq!(vmcs.get(Field::VM_EXIT_REASON), 10);
-    // Whoever sets a nested state knows no address: the assist page has it.
-    let (mut other, mut ram) = moved(&l1);
-    let mut state = l1.state();
-    state.vmx.enlightened = Some(ActiveEnlightened::ByAssistPage);
-    other.write_state(0, &state).unwrap();
-    set_clean(&mut l1, ALL_CLEAN);
-    let until = l1.processor.now() + 1000;
-    next(&mut l1);
-    // The same in the other one.
-    let (copy, _) = moved(&l1);
-    drop(copy);
-    let rip = state.nested_vmcs(&ram).unwrap().get(Field::GUEST_RIP) + 2;
-    ram.write(EVMCS + 816, &rip.to_le_bytes()).unwrap();
-    let resume = support::hypervisor::assemble(HANDLER, &|a| a.vmresume());
-    ram.write(HANDLER, &resume).unwrap();
-    other.run(&mut ram, &mut Nothing, until);
-    let after = other.read_state(0);
-    assert_eq!(after.vmx.enlightened, Some(ActiveEnlightened::At(EVMCS)));
+    // A machine without the interface does not take it.
+    let config = ProcessorConfig {
+        vmx: VmxChoice::Max.profile(<&Model>::default()).unwrap(),
+        ..ProcessorConfig::default()
+    };
+    let mut other = Processor::new(&config).unwrap();
+    let refused = other.set_nested_state(0, &mut l1.ram, &state.to_bytes());
+    assert!(refused.is_err());
+}
+
+#[test]
+fn a_nested_state_may_come_before_or_after_the_registers() {
+    let (mut not_yet, mut inside, mut mapped) = (0, 0, 0);
+    for ticks in 8..60 {
+        for nested_first in [false, true] {
+            let mut l1 = new(&setup(GUEST_CODE));
+            l1.processor.run(&mut l1.ram, &mut Nothing, ticks);
+            let state = l1.state();
+            match state.vmx.enlightened {
+                None if state.vmx.region.is_some() => not_yet += 1,
+                None => {}
+                Some(_) if state.vmx.non_root => inside += 1,
+                Some(_) => mapped += 1,
+            }
+            let blob = l1.processor.nested_state(0, &l1.ram).to_bytes();
+            let config = ProcessorConfig {
+                vmx: VmxChoice::Max.profile(<&Model>::default()).unwrap(),
+                hyperv: true,
+                ..ProcessorConfig::default()
+            };
+            let mut other = Processor::new(&config).unwrap();
+            let mut ram = Ram::new(2 << 20).unwrap();
+            ram.write(0, l1.ram.bytes()).unwrap();
+            other.set_time(l1.processor.now(), l1.processor.turn());
+            if nested_first {
+                other.set_nested_state(0, &mut ram, &blob).unwrap();
+            }
+            other.write_registers(0, &state).unwrap();
+            if !nested_first {
+                other.set_nested_state(0, &mut ram, &blob).unwrap();
+            }
+            let expected = state
+                .vmx
+                .enlightened
+                .map(|_| ActiveEnlightened::ByAssistPage);
+            assert_eq!(other.read_state(0).vmx.enlightened, expected);
+            // To the exit, where L1 waits; then one more entry.
+            let mut there = new(&setup(GUEST_CODE));
+            (there.processor, there.ram) = (other, ram);
+            for step in 0..2 {
+                for l1 in [&mut l1, &mut there] {
+                    if step > 0 {
+                        next(l1);
+                    } else if ticks < 40 {
+                        l1.run();
+                    }
+                }
+                let at = format!("saved at {ticks}, step {step}, {nested_first}");
+                assert_eq!(there.state().vmx.fields, l1.state().vmx.fields, "{at}");
+                assert_eq!(page(&there), page(&l1), "{at}");
+                assert_eq!(there.reason(), ExitReason::CPUID, "{at}");
+            }
+            let active = there.state().vmx.enlightened;
+            assert_eq!(active, Some(ActiveEnlightened::At(EVMCS)));
+        }
+    }
+    assert!(not_yet > 0 && inside > 0 && mapped > 0);
 }
 
 #[test]

@@ -235,16 +235,16 @@ impl<'a> MachineBuilder<'a> {
         self
     }
 
-    /// Which layouts its VMCS regions have; those of the VMX profile where this is not called.
-    pub fn vmcs_layouts(mut self, layouts: VmxLayouts) -> Self {
-        self.config.layouts = layouts;
-        self
-    }
-
     /// With the Hyper-V interface: CPUID, registers and hypercalls of that hypervisor, and with VMX its
     /// enlightened VMCS. VMX is then without the controls that this has no place for.
     pub fn hyperv(mut self, there: bool) -> Self {
         self.config.hyperv = there;
+        self
+    }
+
+    /// Which layouts its VMCS regions have; those of the VMX profile where this is not called.
+    pub fn vmcs_layouts(mut self, layouts: VmxLayouts) -> Self {
+        self.config.layouts = layouts;
         self
     }
 
@@ -292,8 +292,8 @@ impl<'a> MachineBuilder<'a> {
             model,
             block_length: self.block_length,
             vmx: self.config.vmx.clone(),
-            layouts: self.config.layouts.clone(),
             hyperv: self.config.hyperv,
+            layouts: self.config.layouts.clone(),
         })?;
         let mut ram = Ram::new(memory).map_err(|error| match error {
             RamError::Host(bytes) => BuildError::HostMemory(bytes),

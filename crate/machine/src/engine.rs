@@ -161,10 +161,10 @@ pub struct EngineConfig {
     pub block_length: u32,
     /// Which VMX there is.
     pub vmx: VmxChoice,
-    /// Which layouts its VMCS regions have.
-    pub layouts: VmxLayouts,
     /// Whether there is the Hyper-V interface.
     pub hyperv: bool,
+    /// Which layouts its VMCS regions have.
+    pub layouts: VmxLayouts,
 }
 
 /// Executes the vCPUs of a machine.
@@ -317,6 +317,10 @@ impl SoftwareEngine {
     /// All vCPUs in reset state.
     pub fn new(config: &EngineConfig) -> Result<SoftwareEngine, EngineError> {
         let vmx = config.vmx.profile_with(config.model, &config.layouts)?;
+        let vmx = vmx.map(|profile| match config.hyperv {
+            true => Arc::new(profile.enlightened()),
+            false => profile,
+        });
         let mut settings = ProcessorConfig {
             cpus: config.cpus,
             model: config.model,

@@ -26,10 +26,10 @@ pub struct Config {
     pub epoch: u64,
     /// Which VMX there is.
     pub vmx: VmxChoice,
-    /// Which layouts its VMCS regions have.
-    pub layouts: VmxLayouts,
     /// Whether there is the Hyper-V interface.
     pub hyperv: bool,
+    /// Which layouts its VMCS regions have.
+    pub layouts: VmxLayouts,
 }
 
 impl Default for Config {
@@ -41,8 +41,8 @@ impl Default for Config {
             model: Model::all()[0].name.to_owned(),
             epoch: 1_767_225_600,
             vmx: VmxChoice::None,
-            layouts: VmxLayouts::default(),
             hyperv: false,
+            layouts: VmxLayouts::default(),
         }
     }
 }

@@ -9,11 +9,17 @@ use crate::fields::Field;
 /// those that are none.
 pub fn generate(fields: &[Field], table: &Table) -> String {
     let mut out = String::new();
-    let rows: Vec<_> = table
+    let mut rows: Vec<_> = table
         .rows()
         .filter(|row| row.get("kind") == "field")
         .collect();
-    writeln!(out, "static MEMBERS: [Member; {}] = [", rows.len()).unwrap();
+    // In the order in which an entry asks: always, by group, all groups.
+    rows.sort_by_key(|row| match row.get("clean_bit") {
+        "none" => 0,
+        "any" | "unknown" => 17,
+        bit => 1 + bit.parse::<u32>().expect("a clean bit"),
+    });
+    writeln!(out, "const MEMBERS: [Member; {}] = [", rows.len()).unwrap();
     for row in rows {
         let name = row.get("name");
         let encoding = row.number("encoding");

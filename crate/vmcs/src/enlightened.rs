@@ -49,6 +49,16 @@ enum Reread {
 }
 
 impl Reread {
+    /// Members of the same kind are beside each other.
+    const fn is(self, other: Reread) -> bool {
+        match (self, other) {
+            (Reread::UnlessClean(a), Reread::UnlessClean(b)) => a == b,
+            (Reread::Always, Reread::Always) => true,
+            (Reread::UnlessAllClean, Reread::UnlessAllClean) => true,
+            _ => false,
+        }
+    }
+
     fn happens(self, clean: u32) -> bool {
         match self {
             Reread::Always => true,
@@ -80,8 +90,30 @@ pub enum Written {
     Failure,
 }
 
+/// Bytes of the page as a number; 2, 4 or 8 of them, as members have. Beyond the page there is 0.
+#[inline]
 fn word(page: &Page, offset: u16, width: u8) -> u64 {
-    Slot::new(Field::GUEST_RIP, offset, width).load(page)
+    let at = page.get(usize::from(offset)..).unwrap_or_default();
+    let word = match width {
+        2 => at.first_chunk().map(|b| u16::from_le_bytes(*b).into()),
+        4 => at.first_chunk().map(|b| u32::from_le_bytes(*b).into()),
+        _ => at.first_chunk().map(|b| u64::from_le_bytes(*b)),
+    };
+    word.unwrap_or(0)
+}
+
+#[inline]
+fn set_word(page: &mut Page, offset: u16, width: u8, value: u64) {
+    let at = page.get_mut(usize::from(offset)..).unwrap_or_default();
+    match width {
+        2 => at
+            .first_chunk_mut()
+            .map(|b| *b = (value as u16).to_le_bytes()),
+        4 => at
+            .first_chunk_mut()
+            .map(|b| *b = (value as u32).to_le_bytes()),
+        _ => at.first_chunk_mut().map(|b| *b = value.to_le_bytes()),
+    };
 }
 
 /// The clean fields.
@@ -92,7 +124,7 @@ pub fn clean_fields(page: &Page) -> u32 {
 
 /// Replaces the clean fields.
 pub fn set_clean_fields(page: &mut Page, clean: u32) {
-    Slot::new(Field::GUEST_RIP, CLEAN_FIELDS, 4).store(page, clean.into());
+    set_word(page, CLEAN_FIELDS, 4, clean.into());
 }
 
 /// Where the clean fields are, in bytes from the start of the page.
@@ -120,9 +152,7 @@ pub fn enlightenments(page: &Page) -> Enlightenments {
 
 /// Writes the enlightenments, which a processor never does: for hypervisors and tests.
 pub fn set_enlightenments(page: &mut Page, value: &Enlightenments) {
-    let mut put = |offset, width, value| {
-        Slot::new(Field::GUEST_RIP, offset, width).store(page, value);
-    };
+    let mut put = |offset, width, value| set_word(page, offset, width, value);
     put(ENLIGHTENMENTS_CONTROL, 4, value.control.into());
     put(VP_ID, 4, value.vp_id.into());
     put(VM_ID, 8, value.vm_id);
@@ -139,35 +169,63 @@ pub fn slot(field: Field) -> Option<Slot> {
 /// Reads the members that `clean` does not vouch for, and those that are always read. `vmcs` keeps the
 /// others; only what differs counts as changed there.
 pub fn read(page: &Page, clean: u32, vmcs: &mut Vmcs) {
-    for member in &MEMBERS {
-        if member.reread.happens(clean) {
-            let value = member.slot.load(page);
-            if value != vmcs.get(member.slot.field) {
-                vmcs.set(member.slot.field, value);
+    for members in MEMBERS.chunk_by(|a, b| a.reread.is(b.reread)) {
+        if !members.first().is_some_and(|m| m.reread.happens(clean)) {
+            continue;
+        }
+        for Member { slot, .. } in members {
+            let value = word(page, slot.offset, slot.width);
+            if value != vmcs.get(slot.field) {
+                vmcs.set(slot.field, value);
             }
         }
     }
 }
 
+/// Whether `what` writes a field.
+const fn is_written(field: Field, what: Written) -> bool {
+    let exit = matches!(what, Written::Exit);
+    match field.kind() {
+        Kind::ExitInfo => true,
+        Kind::GuestState => exit,
+        // Exits clear the valid bit of the one, and tell the guest's mode by the other.
+        Kind::Control => {
+            exit && (field.encoding() == Field::VM_ENTRY_INTR_INFO_FIELD.encoding()
+                || field.encoding() == Field::VM_ENTRY_CONTROLS.encoding())
+        }
+        Kind::HostState => false,
+    }
+}
+
+/// How many members an exit writes.
+const WRITTEN: usize = {
+    let (mut n, mut at) = (0, 0);
+    while at < MEMBERS.len() {
+        n += is_written(MEMBERS[at].slot.field, Written::Exit) as usize;
+        at += 1;
+    }
+    n
+};
+
+/// Those.
+static WRITTEN_SLOTS: [Slot; WRITTEN] = {
+    let mut slots = [MEMBERS[0].slot; WRITTEN];
+    let (mut n, mut at) = (0, 0);
+    while at < MEMBERS.len() {
+        if is_written(MEMBERS[at].slot.field, Written::Exit) {
+            slots[n] = MEMBERS[at].slot;
+            n += 1;
+        }
+        at += 1;
+    }
+    slots
+};
+
 /// Writes what an exit or a failed entry has changed.
 pub fn write(vmcs: &Vmcs, page: &mut Page, what: Written) {
-    for member in &MEMBERS {
-        let field = member.slot.field;
-        let written = match field.kind() {
-            Kind::ExitInfo => true,
-            Kind::GuestState => what == Written::Exit,
-            // Exits clear the valid bit of the one, and tell the guest's mode by the other.
-            Kind::Control => {
-                what == Written::Exit
-                    && matches!(
-                        field,
-                        Field::VM_ENTRY_INTR_INFO_FIELD | Field::VM_ENTRY_CONTROLS
-                    )
-            }
-            Kind::HostState => false,
-        };
-        if written {
-            member.slot.store(page, vmcs.get(field));
+    for slot in &WRITTEN_SLOTS {
+        if what == Written::Exit || is_written(slot.field, what) {
+            set_word(page, slot.offset, slot.width, vmcs.get(slot.field));
         }
     }
 }

@@ -1,12 +1,17 @@
-//! Reference time: 100 ns since tick 0 (TLFS, "Partition Reference Time").
+//! Reference time: 100 ns since tick 0 (TLFS, "Partition Reference Time"), which is what the TSC page gives of a
+//! TSC that was never written.
 
 use super::{page, share, state};
 use crate::bus::Tick;
 use crate::clock;
 use crate::mem::Ctx;
 
-/// What the reference TSC page multiplies the TSC with, 64 bits of it behind the point: 10 MHz by its rate.
-const SCALE: u64 = ((10_000_000 << 64) / clock::TSC_HZ as u128) as u64;
+/// Units of reference time per second.
+const RATE: u64 = 10_000_000;
+/// What the reference TSC page multiplies the TSC with, 64 bits of it behind the point.
+const SCALE: u64 = (((RATE as u128) << 64) / clock::TSC_HZ as u128) as u64;
+/// Ticks per unit.
+const TICKS: u64 = clock::TICK_HZ / RATE;
 
 /// Reference time at a tick.
 pub(super) fn reference(now: Tick) -> u64 {
@@ -19,11 +24,13 @@ fn scaled(count: u64) -> u64 {
 
 /// The first tick at which the reference time is `time`, [`Tick::MAX`] where that is beyond all ticks.
 pub(super) fn tick_of(time: u64) -> Tick {
-    let Some(mut tick) = time.checked_mul(100) else {
+    let tick = time.checked_mul(TICKS);
+    // The counter has 64 bits.
+    let Some(mut tick) = tick.filter(|tick| *tick < Tick::MAX / clock::TSC_PER_TICK) else {
         return Tick::MAX;
     };
     // The scale is rounded down.
-    while reference(tick) < time && tick < Tick::MAX {
+    while reference(tick) < time {
         tick += 1;
     }
     tick
@@ -70,7 +77,7 @@ mod tests {
     #[test]
     fn a_tick_is_a_hundredth_of_the_unit() {
         assert_eq!(reference(0), 0);
-        assert_eq!(reference(1_000_000_007), 10_000_000);
+        assert_eq!(reference(1_000_000_107), 10_000_001);
         for time in [0, 1, 2, 99, 12_345_678, 1 << 50] {
             let tick = tick_of(time);
             assert_eq!(reference(tick), time);

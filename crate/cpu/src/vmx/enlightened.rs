@@ -8,12 +8,12 @@ use hypernest_vmcs::enlightened::{self, Enlightenments, Page, SIZE, Written};
 use hypernest_vmcs::{ExitReason, Field, Vmcs};
 use serde::{Deserialize, Serialize};
 
+use super::Vmx;
 use super::exit::{Exit, leave};
 use super::memory::{self, Border};
 use crate::hyperv::{self, NestedGuestState};
 use crate::mem::Ctx;
 use crate::ram::Ram;
-use crate::state::VcpuState;
 use crate::trap::{Exec, Trap, UD};
 use crate::vcpu::Vcpu;
 
@@ -197,30 +197,13 @@ pub(crate) fn flushed(cpu: &mut Vcpu) -> Trap {
     leave(cpu, exit)
 }
 
-impl VcpuState {
-    /// The VMCS of VM entries now, as a nested state holds it: the current one; or that of the active
-    /// enlightened VMCS, all of which is read from its page while L1 executes, whose clean fields are only
-    /// right at entries. `None` where there is neither.
-    #[must_use]
-    pub fn nested_vmcs(&self, ram: &Ram) -> Option<Vmcs> {
-        if self.vmx.current.is_none() && self.vmx.enlightened.is_none() {
-            return None;
+/// While L1 executes: all of the active one, whose clean fields are right at VM entries alone. Where its
+/// address is not known yet `vmcs` stays.
+pub(super) fn read_all(vmx: &Vmx, ram: &Ram, vmcs: &mut Vmcs) {
+    if let Some(ActiveEnlightened::At(address)) = vmx.enlightened {
+        let mut page: Page = [0; SIZE];
+        if ram.read(address, &mut page).is_ok() {
+            enlightened::read(&page, 0, vmcs);
         }
-        let mut vmcs = Vmcs::new();
-        for (encoding, value) in &self.vmx.fields {
-            if let Some((field, false)) = Field::from_encoding(*encoding) {
-                vmcs.set(field, *value);
-            }
-        }
-        (vmcs.launched, vmcs.shadow) = (self.vmx.launched, self.vmx.shadow);
-        if let Some(ActiveEnlightened::At(address)) = self.vmx.enlightened
-            && !self.vmx.non_root
-        {
-            let mut page: Page = [0; SIZE];
-            if ram.read(address, &mut page).is_ok() {
-                enlightened::read(&page, 0, &mut vmcs);
-            }
-        }
-        Some(vmcs)
     }
 }

@@ -149,6 +149,13 @@ impl VmxProfile {
         }
     }
 
+    /// The profile that a hypervisor with the enlightened VMCS is offered: without the controls that have no
+    /// place in it, as KVM does for its guests.
+    #[must_use]
+    pub fn enlightened(&self) -> VmxProfile {
+        self.limited(Caps::enlightened)
+    }
+
     /// The same with other layouts: the controls are those of this profile that use fields which every
     /// layout holds, and IA32_VMX_BASIC has the revision and region size of the advertised one.
     ///
@@ -201,13 +208,6 @@ impl VmxProfile {
     /// The fields that VMREAD and VMWRITE know.
     pub fn fields(&self) -> &FieldSet {
         &self.fields
-    }
-
-    /// The profile that a hypervisor with the enlightened VMCS is offered: without the controls that have no
-    /// place in it, as KVM does for its guests.
-    #[must_use]
-    pub fn enlightened(&self) -> VmxProfile {
-        self.limited(Caps::enlightened)
     }
 
     /// All that the processor does with VMX on a CPU model, in our own VMCS layout.

@@ -27,14 +27,14 @@ pub(crate) enum Border {
     ClearOther,
     /// VMXOFF.
     Vmxoff,
+    /// A VM entry by an enlightened VMCS, which takes its place.
+    Enlightened,
     /// VMREAD and VMWRITE of a guest, in the VMCS that the link pointer names.
     Shadow,
     /// Getting the nested state.
     GetNestedState,
     /// Setting the nested state, where it is not refused.
     SetNestedState,
-    /// VM entry by an enlightened VMCS that was not active before.
-    Enlightened,
     /// INIT: it waits in VMX root operation, is an exit in a guest, and finds no current VMCS outside.
     Init,
     /// A reset.
@@ -62,10 +62,10 @@ pub(crate) const BORDERS: [(Border, Current); 13] = [
     (Border::ClearCurrent, Current::Written),
     (Border::ClearOther, Current::Stays),
     (Border::Vmxoff, Current::Written),
+    (Border::Enlightened, Current::Written),
     (Border::Shadow, Current::Stays),
     (Border::GetNestedState, Current::Stays),
     (Border::SetNestedState, Current::Forgotten),
-    (Border::Enlightened, Current::Written),
     (Border::Init, Current::Stays),
     (Border::Reset, Current::Forgotten),
     (Border::SavedState, Current::Stays),

@@ -19,7 +19,8 @@ use hypernest_vmcs::{proc2, revision};
 use super::entry::{compares_threshold, efer_of_mode, load_registers, pdptes_of, pending_debug};
 use super::exit::{VALID, blocking, pending_debug_field, save_guest};
 use super::memory::{Border, Current};
-use super::{Controls, Vmx, abort, checks, preemption, virtual_interrupt};
+use super::{ActiveEnlightened, Controls, Vmx, abort, checks, enlightened};
+use super::{preemption, virtual_interrupt};
 use crate::bus::Tick;
 use crate::ram::Ram;
 use crate::save::StateError;
@@ -76,8 +77,12 @@ impl From<&'static EntryCheck> for NestedRefused {
 
 /// What of the pending work of a vCPU the blob has flags for.
 fn flags(vmx: &Vmx) -> u16 {
+    let enlightened = match vmx.enlightened {
+        Some(_) => state_flag::EVMCS,
+        None => 0,
+    };
     if !vmx.non_root {
-        return 0;
+        return enlightened;
     }
     let mut flags = state_flag::GUEST_MODE;
     if vmx.inject || vmx.threshold_due {
@@ -86,7 +91,7 @@ fn flags(vmx: &Vmx) -> u16 {
     if vmx.mtf_pending {
         flags |= state_flag::MTF_PENDING;
     }
-    flags
+    flags | enlightened
 }
 
 /// Whether the VMCS uses VMCS shadowing; the region it names.
@@ -124,13 +129,18 @@ impl Vcpu {
             state.vmx_flags = DEADLINE_VALID;
             state.deadline = preemption::to_count(self, deadline);
         }
-        let Some(current) = self.vmx.current else {
+        if !self.vmx.has_vmcs() {
             return state;
-        };
-        state.vmcs = current;
+        }
         let mut vmcs = self.image(now);
-        if let Some(indicator) = page(ram, current)[abort::INDICATOR..].first_chunk() {
-            vmcs.abort = u32::from_le_bytes(*indicator);
+        if let Some(current) = self.vmx.current {
+            state.vmcs = current;
+            if let Some(indicator) = page(ram, current)[abort::INDICATOR..].first_chunk() {
+                vmcs.abort = u32::from_le_bytes(*indicator);
+            }
+        }
+        if !self.vmx.non_root {
+            enlightened::read_all(&self.vmx, ram, &mut vmcs);
         }
         let regions = profile.regions();
         let mut image = [0; 4096];
@@ -180,7 +190,7 @@ impl Vcpu {
         let layouts: Vec<&Layout> = profile.iter().flat_map(|p| p.accepted()).collect();
         state.check(&Taker {
             vmx: profile.is_some(),
-            enlightened: false,
+            enlightened: profile.is_some() && self.hyperv.is_some(),
             smm: false,
             physical_bits: self.model.physical_bits as u8,
             layouts: &layouts,
@@ -189,8 +199,12 @@ impl Vcpu {
         let mut vmx = Vmx::new(profile.clone());
         vmx.region = address(state.vmxon);
         vmx.current = address(state.vmcs);
+        // Where it is, the VP assist page tells, whose register may come later.
+        let enlightened = state.has(state_flag::EVMCS) && vmx.current.is_none();
+        vmx.enlightened =
+            (enlightened && vmx.region.is_some()).then_some(ActiveEnlightened::ByAssistPage);
         let mut report = NestedReport::default();
-        let image = state.image().filter(|_| vmx.current.is_some()).map(padded);
+        let image = state.image().filter(|_| vmx.has_vmcs()).map(padded);
         if let (Some(image), Some(profile)) = (image, profile.as_deref()) {
             let id = revision(&image).map_or(0, |(id, _)| id);
             let regions = profile.regions();
@@ -217,6 +231,7 @@ impl Vcpu {
             // What is under way inside an instruction's work travels with the registers.
             vmx.apic_write = self.vmx.apic_write;
             vmx.pause_loop = self.vmx.pause_loop;
+            vmx.trap_after_flush = self.vmx.trap_after_flush;
         }
         let before = self.save();
         debug_assert_eq!(Border::SetNestedState.current(), Current::Forgotten);
@@ -286,6 +301,7 @@ impl Vcpu {
         merged.vmx = self.vmx.save();
         merged.vmx.apic_write = state.vmx.apic_write;
         merged.vmx.pause_loop = state.vmx.pause_loop;
+        merged.vmx.trap_after_flush = state.vmx.trap_after_flush;
         let moved = self.msrs.tsc_offset.wrapping_sub(state.msrs.tsc_offset);
         let deadline = self.vmx.preemption_deadline;
         merged.vmx.preemption_deadline = deadline.map(|tsc| tsc.wrapping_add(moved));

@@ -136,8 +136,8 @@ pub(crate) fn vmxon(x: &mut Ctx, i: &Instruction) -> Exec {
 /// VMXOFF.
 pub(crate) fn vmxoff(x: &mut Ctx) -> Exec {
     enter(x)?;
-    enlightened::release(x);
     memory::cross(x, Border::Vmxoff);
+    enlightened::release(x);
     x.cpu.vmx.region = None;
     x.cpu.leave_block = true;
     succeed(x);

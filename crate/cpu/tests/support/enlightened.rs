@@ -1,6 +1,6 @@
 //! The hypervisor of `hypervisor.rs` with an enlightened VMCS: fields are read and written in its page.
 
-use hypernest_cpu::{EventKinds, EventRequest, Happening};
+use hypernest_cpu::{EventKinds, EventRequest, Happening, Model};
 use hypernest_vmcs::Field;
 use hypernest_vmcs::enlightened::{self, Page, SIZE};
 use iced_x86::code_asm::{eax, ecx, edx, qword_ptr};
@@ -21,7 +21,8 @@ pub const CURRENT: u64 = ASSIST + 48;
 
 /// A hypervisor with the page of [`EVMCS`] filled, about to start its guest.
 pub fn new(setup: &Setup) -> L1 {
-    let mut l1 = L1::on(setup, true);
+    let profile = setup.choice.profile(<&Model>::default());
+    let mut l1 = L1::on(setup, profile.unwrap().unwrap(), true);
     for at in [EVMCS, OTHER_EVMCS] {
         fill(&mut l1, at);
     }

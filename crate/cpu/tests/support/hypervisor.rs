@@ -86,22 +86,18 @@ pub struct L1 {
 impl L1 {
     /// A hypervisor ready to start its guest; memory may still be changed.
     pub fn new(setup: &Setup) -> L1 {
-        L1::on(setup, false)
-    }
-
-    /// As [`L1::new`], on a processor with or without the Hyper-V interface.
-    pub fn on(setup: &Setup, hyperv: bool) -> L1 {
         let model = <&Model>::default();
         let profile = setup.choice.profile(model).unwrap().unwrap();
-        L1::assemble(setup, profile, hyperv)
+        L1::with(setup, profile)
     }
 
     /// As [`L1::new`], on a processor with this VMX.
     pub fn with(setup: &Setup, profile: Arc<VmxProfile>) -> L1 {
-        L1::assemble(setup, profile, false)
+        L1::on(setup, profile, false)
     }
 
-    fn assemble(setup: &Setup, profile: Arc<VmxProfile>, hyperv: bool) -> L1 {
+    /// The same, with or without the Hyper-V interface.
+    pub fn on(setup: &Setup, profile: Arc<VmxProfile>, hyperv: bool) -> L1 {
         let config = ProcessorConfig {
             vmx: Some(profile.clone()),
             hyperv,
