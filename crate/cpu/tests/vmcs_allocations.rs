@@ -1,42 +1,16 @@
 //! VMPTRLD and VMCLEAR allocate nothing, whatever the layouts.
 
-#![expect(unsafe_code, reason = "an allocator that counts has to be one")]
-
+#[path = "../../vmcs/tests/counting/mod.rs"]
+mod counting;
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout as Memory, System};
-use std::cell::Cell;
-
+use counting::allocations;
 use hypernest_cpu::{Model, Tick, VmxChoice, VmxLayouts};
 use hypernest_vmcs::Layout;
 use iced_x86::code_asm::{dword_ptr, qword_ptr};
 
 use support::Nothing;
 use support::hypervisor::{GUEST, L1, OTHER_VMCS, POINTERS, Setup, VMCS};
-
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: everything is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Memory) -> *mut u8 {
-        // A thread that ends has no count any more.
-        let _ = COUNT.try_with(|count| count.set(count.get() + 1));
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Memory) {
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn changing_the_current_vmcs_allocates_nothing() {
@@ -74,9 +48,7 @@ fn changing_the_current_vmcs_allocates_nothing() {
         l1.processor.run(&mut l1.ram, &mut Nothing, until);
     };
     run(100);
-    let before = COUNT.get();
-    run(10_000);
-    assert_eq!(COUNT.get() - before, 0);
+    assert_eq!(allocations(|| run(10_000)), 0);
     let written = named("hypernest-evmcs").revision();
     assert_eq!(l1.word(VMCS) as u32, written, "L1 does what it is to do");
 }

@@ -1,46 +1,9 @@
 //! What happens for each VMCS allocates nothing: translation, and the way between a region and its values.
 
-#![expect(unsafe_code, reason = "an allocator that counts has to be one")]
+mod counting;
 
-use std::alloc::{GlobalAlloc, Layout as Memory, System};
-use std::cell::Cell;
-
+use counting::allocations;
 use hypernest_vmcs::{Field, FieldSet, Layout, Losses, RegionMap, Translation, Vmcs};
-
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: everything is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Memory) -> *mut u8 {
-        // A thread that ends has no count any more.
-        let _ = COUNT.try_with(|count| count.set(count.get() + 1));
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Memory) {
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn allocations(run: impl FnOnce()) -> usize {
-    let before = COUNT.get();
-    run();
-    COUNT.get() - before
-}
-
-#[test]
-fn the_counter_counts() {
-    assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(1)))), 1);
-}
 
 #[test]
 fn translations_and_maps_allocate_nothing() {
