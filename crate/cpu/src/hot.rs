@@ -4,7 +4,10 @@
 //! that is not enough (TLB miss, device, code page, page crossing) it has changed nothing yet and
 //! the instruction runs through `exec` instead, which raises the faults.
 
+use iced_x86::Instruction;
+
 use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, NO_BLOCK};
+use crate::bus::{Bus, Tick};
 use crate::exec;
 use crate::flags::{Flags, Width};
 use crate::lower::alu::*;
@@ -215,24 +218,13 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
             // Runs the instruction through `exec` and comes back, unless the block must be left.
             macro_rules! checked {
                 () => {{
-                    let at = u64::from(op.at);
                     let i = &code.instructions[first + usize::from(op.at)];
-                    cpu.rip = i.next_ip();
+                    let at = u64::from(op.at);
                     *now = end - *left + at;
-                    let x = &mut Ctx {
-                        cpu: &mut *cpu,
-                        ram: &mut *ram,
-                        bus: &mut *bus,
-                        now: *now,
-                    };
-                    if let Err(trap) = exec::execute(x, i) {
-                        cpu.rip = i.ip();
+                    let leave = checked(i, &mut *cpu, &mut *ram, &mut *bus, *now);
+                    if leave != Ok(false) {
                         *left -= at + 1;
-                        return Err(trap);
-                    }
-                    if cpu.leave_block {
-                        *left -= at + 1;
-                        return Ok(Next::Lookup);
+                        return leave.map(|_| Next::Lookup);
                     }
                 }};
             }
@@ -1186,6 +1178,27 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
         // Past the last instruction without a branch: the block was full or its page ended.
         cpu.rip = start.wrapping_add(u64::from(block.bytes));
         follow!(0);
+    }
+}
+
+/// Runs an instruction through `exec`. Whether the block must be left.
+#[cold]
+#[inline(never)]
+fn checked(
+    i: &Instruction,
+    cpu: &mut Vcpu,
+    ram: &mut Ram,
+    bus: &mut dyn Bus,
+    now: Tick,
+) -> Exec<bool> {
+    cpu.rip = i.next_ip();
+    let x = &mut Ctx { cpu, ram, bus, now };
+    match exec::execute(x, i) {
+        Ok(()) => Ok(x.cpu.leave_block),
+        Err(trap) => {
+            x.cpu.rip = i.ip();
+            Err(trap)
+        }
     }
 }
 
