@@ -844,10 +844,7 @@ impl Vcpu {
 
     /// Whether something makes a guest that waits leave its state of waiting.
     fn guest_event_waits(&self, intr: bool, now: Tick) -> bool {
-        let due = self
-            .vmx
-            .preemption_deadline
-            .is_some_and(|due| due <= clock::tsc_at(now));
+        let due = self.preemption_timer_expired(now);
         let waits = self.activity == Activity::Halted;
         self.vmx.inject
             || self.vmx.mtf_pending
@@ -909,12 +906,7 @@ fn service_events(x: &mut Ctx, boot_cpu: bool) -> Exec<bool> {
         x.cpu.activity = Activity::Active;
         interrupt::raise(x, fault)?;
     }
-    let expired = x
-        .cpu
-        .vmx
-        .preemption_deadline
-        .is_some_and(|due| due <= clock::tsc_at(x.now));
-    if expired {
+    if x.cpu.preemption_timer_expired(x.now) {
         let exit = Exit::after(ExitReason::PREEMPTION_TIMER);
         return Err(exit::leave(x.cpu, exit));
     }

@@ -1,46 +1,33 @@
 //! Damaged files: every reader answers with a value or an error, whatever the bytes.
 
+mod random;
+
 use hypernest_vmcs::nested_state::Taker;
 use hypernest_vmcs::{Dump, Field, Layout, Losses, NestedState, Translation, Vmcs, identify};
+use random::Random;
 
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() >> 16) as usize % limit.max(1)
-    }
-
-    /// `bytes` with some of them changed, doubled or left out.
-    fn damage(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut out = bytes.to_vec();
-        for _ in 0..=self.below(6) {
-            let at = self.below(out.len());
-            match self.below(5) {
-                0 => out.truncate(at),
-                1 if !out.is_empty() => out[at] = self.next() as u8,
-                2 if !out.is_empty() => out[at] ^= 1 << self.below(8),
-                3 => {
-                    let end = at + self.below(40.min(out.len() - at) + 1);
-                    let piece = out[at..end].to_vec();
-                    let to = self.below(out.len());
-                    out.splice(to..to, piece);
-                }
-                _ => {
-                    let end = at + self.below(40.min(out.len() - at) + 1);
-                    out.drain(at..end);
-                }
+/// `bytes` with some of them changed, doubled or left out.
+fn damage(random: &mut Random, bytes: &[u8]) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    for _ in 0..=random.below(6) {
+        let at = random.below(out.len());
+        match random.below(5) {
+            0 => out.truncate(at),
+            1 if !out.is_empty() => out[at] = random.next() as u8,
+            2 if !out.is_empty() => out[at] ^= 1 << random.below(8),
+            3 => {
+                let end = at + random.below(40.min(out.len() - at) + 1);
+                let piece = out[at..end].to_vec();
+                let to = random.below(out.len());
+                out.splice(to..to, piece);
+            }
+            _ => {
+                let end = at + random.below(40.min(out.len() - at) + 1);
+                out.drain(at..end);
             }
         }
-        out
     }
+    out
 }
 
 fn vmcs(random: &mut Random) -> Vmcs {
@@ -58,7 +45,7 @@ fn damaged_tables_are_layouts_or_errors() {
     for layout in Layout::built_in() {
         let table = layout.to_table();
         for _ in 0..500 {
-            let bytes = random.damage(table.as_bytes());
+            let bytes = damage(&mut random, table.as_bytes());
             let text = String::from_utf8_lossy(&bytes);
             match Layout::from_table(&text) {
                 Ok(layout) => {
@@ -92,7 +79,7 @@ kvm_intel: PLE Gap=00000080 Window=00001000
     let mut random = Random(2);
     let mut taken = 0;
     for _ in 0..20_000 {
-        let bytes = random.damage(log.as_bytes());
+        let bytes = damage(&mut random, log.as_bytes());
         match Dump::read(&String::from_utf8_lossy(&bytes)) {
             Ok(_) => taken += 1,
             Err(error) => assert!(!error.to_string().contains('\n')),
@@ -119,7 +106,7 @@ fn damaged_nested_states_are_checked_or_refused() {
     let layouts = [Layout::kvm()];
     let mut taken = 0;
     for _ in 0..20_000 {
-        let mut bytes = random.damage(&bytes);
+        let mut bytes = damage(&mut random, &bytes);
         if random.below(2) == 0 && bytes.len() > 8 {
             let size = bytes.len() as u32;
             bytes[4..8].copy_from_slice(&size.to_le_bytes());
@@ -149,7 +136,7 @@ fn damaged_regions_have_candidates_that_can_be_translated() {
         let mut region = vec![0; 4096];
         layout.write(&vmcs(&mut random), &mut region).unwrap();
         for _ in 0..100 {
-            let bytes = random.damage(&region);
+            let bytes = damage(&mut random, &region);
             for candidate in identify(&bytes, Layout::built_in().iter().copied()) {
                 let vmcs = candidate.layout.read(&bytes).unwrap();
                 let to = Layout::built_in()[random.below(Layout::built_in().len())];

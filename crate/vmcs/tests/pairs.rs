@@ -1,11 +1,13 @@
 //! Translation between each two layouts, judged field by field by the tables themselves: offsets, widths and
 //! quirks are read and applied here without the library.
 
+mod random;
 mod tables;
 
 use std::collections::BTreeMap;
 
 use hypernest_vmcs::{Fate, Field, Layout, Losses, TranslateError, Translation};
+use random::Random;
 use tables::{Row, number};
 
 /// Random VMCSs of each layout, each of which is translated to every layout.
@@ -185,22 +187,6 @@ fn put(region: &mut [u8], (offset, bytes, rotated): Place, value: u64) {
         value
     };
     region[offset..offset + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
-}
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 16) % limit
-    }
 }
 
 /// What a region holds: a value for each place of its layout, in their order, and the header.

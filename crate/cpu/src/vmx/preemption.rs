@@ -21,6 +21,14 @@ pub(super) fn deadline(cpu: &Vcpu, now: Tick, value: u64) -> u64 {
     tsc_at(now).saturating_add(end)
 }
 
+impl Vcpu {
+    /// Whether the timer of the guest has reached zero.
+    pub(crate) fn preemption_timer_expired(&self, now: Tick) -> bool {
+        let deadline = self.vmx.preemption_deadline;
+        deadline.is_some_and(|due| due <= tsc_at(now))
+    }
+}
+
 /// What is left of a timer at `now`.
 pub(super) fn left(cpu: &Vcpu, now: Tick, deadline: u64) -> u64 {
     let now = tsc_at(now);
