@@ -1,0 +1,4 @@
+//! Machines as values: kept in files, replayed, and moved while they run.
+//!
+//! Knows the machine through its public interface and bytes through traits: no files, sockets,
+//! threads or clocks. Those who call it bring them.
