@@ -27,6 +27,7 @@ mod diff;
 mod engine;
 mod hash;
 mod interrupts;
+mod inventory;
 pub mod layout;
 mod machine;
 mod observer;
@@ -50,6 +51,7 @@ pub use hypernest_cpu::{
     VmxLayouts, VmxProfile, VmxRefused, WhenFull,
 };
 pub use interrupts::{Interrupts, InterruptsState, Source};
+pub use inventory::DeviceInfo;
 pub use machine::{Machine, NotMapped, Stop, Until};
 pub use observer::{Access, AccessKind, AtBreakpoint, Flow, Observer};
 pub use regions::RegionCount;

@@ -91,6 +91,16 @@ impl Block {
         }
     }
 
+    /// The image behind it.
+    pub(crate) fn image(&self) -> &dyn DiskImage {
+        &*self.image
+    }
+
+    /// Whether the guest cannot write it.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
     fn sectors(&self) -> u64 {
         self.image.size().div_ceil(SECTOR)
     }
