@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use iced_x86::{Decoder, DecoderError, FlowControl, Instruction};
 
-use crate::lower::{Op, lower};
+use crate::lower::{Op, is_hot_branch, lower};
 use crate::model::Model;
 use crate::ram::Ram;
 use crate::vcpu::CodeSize;
@@ -47,7 +47,16 @@ impl Key {
     }
 }
 
-/// A decoded block: straight-line instructions within one page.
+/// How one block leads to another.
+#[derive(Clone, Copy)]
+pub(crate) enum Way {
+    /// Past its last instruction.
+    Past,
+    /// By the jump of its operation with this [`Op::at`].
+    Jump(u16),
+}
+
+/// A decoded block: straight-line instructions within one page, with conditional branches out of it.
 pub(crate) struct Block {
     pub key: Key,
     /// First operation and instruction in the cache's arrays.
@@ -59,8 +68,8 @@ pub(crate) struct Block {
     /// Bytes of code.
     pub bytes: u16,
     pub valid: bool,
-    /// Successors of a branch not taken, and taken: within the same page, or [`FAR_BLOCK`].
-    pub links: [BlockId; 2],
+    /// Successor past its last instruction, as in [`Op::link`].
+    pub next: BlockId,
     next_in_bucket: BlockId,
 }
 
@@ -119,6 +128,33 @@ impl CodeCache {
         self.recent[recent_slot(self.blocks[id as usize].key.rip)] = id;
     }
 
+    /// Remembers that `to` follows `from`, where that can never become wrong: within one page. Of 64-bit
+    /// code, that the successor lies elsewhere.
+    pub fn connect(&mut self, from: BlockId, way: Way, to: BlockId) {
+        let b = self.blocks[to as usize].key;
+        let block = &mut self.blocks[from as usize];
+        let a = block.key;
+        if !block.valid || a.size != b.size {
+            return;
+        }
+        let link = match way {
+            Way::Past => &mut block.next,
+            Way::Jump(at) => {
+                let first = block.first as usize;
+                let ops = &mut self.ops[first..first + usize::from(block.ops)];
+                let Some(op) = ops.iter_mut().find(|op| op.at == at) else {
+                    return;
+                };
+                &mut op.link
+            }
+        };
+        if a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 {
+            *link = to;
+        } else if a.size == CodeSize::Bits64 {
+            *link = FAR_BLOCK;
+        }
+    }
+
     pub fn find(&self, key: &Key) -> Option<BlockId> {
         let mut id = self.buckets[key.bucket()];
         while id != NO_BLOCK {
@@ -137,7 +173,7 @@ impl CodeCache {
             for id in self.by_page.remove(page).unwrap_or_default() {
                 let block = &mut self.blocks[id as usize];
                 block.valid = false;
-                block.links = [NO_BLOCK; 2];
+                block.next = NO_BLOCK;
                 let (bucket, next) = (block.key.bucket(), block.next_in_bucket);
                 let mut at = self.buckets[bucket];
                 if at == id {
@@ -198,7 +234,7 @@ impl CodeCache {
             instructions: count as u16,
             bytes: bytes as u16,
             valid: true,
-            links: [NO_BLOCK; 2],
+            next: NO_BLOCK,
             next_in_bucket: self.buckets[bucket],
         });
         self.buckets[bucket] = id;
@@ -212,5 +248,7 @@ impl CodeCache {
 
 /// Whether an instruction is the last of its block.
 fn ends_block(i: &Instruction) -> bool {
-    i.flow_control() != FlowControl::Next || i.has_rep_prefix() || i.has_repne_prefix()
+    i.flow_control() != FlowControl::Next && !is_hot_branch(i)
+        || i.has_rep_prefix()
+        || i.has_repne_prefix()
 }
