@@ -4,6 +4,7 @@
 //! each disk, and then what was written to disks (`overlay`) and memory (`ram`), each in batches of pages ([`crate::pages`]).
 //! The image that the machine was booted from is not needed again; the images of its disks are.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
 use hypernest_machine::devices::virtio::BackendState;
@@ -181,6 +182,39 @@ pub struct Snapshot<R: Read> {
     /// The first section after the state, where there is one.
     head: Option<Head>,
     content: Vec<u8>,
+    sections: Sections,
+}
+
+/// How many sections of each name there are, and what they take.
+pub type Sections = BTreeMap<String, SectionSize>;
+
+/// Sections of one name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SectionSize {
+    /// How many there are.
+    pub count: u64,
+    /// Bytes of their contents.
+    pub bytes: u64,
+}
+
+/// The whole content of a snapshot, to be looked at.
+pub struct Contents {
+    /// The state, with what was written to disks.
+    pub state: MachineState,
+    /// Memory.
+    pub ram: Ram,
+    /// How pages of memory were stored; those that were left out are not counted.
+    pub pages: PageCounts,
+    /// What the file consists of.
+    pub sections: Sections,
+}
+
+fn note(sections: &mut Sections, head: Option<&Head>) {
+    if let Some(head) = head {
+        let size = sections.entry(head.name.clone()).or_default();
+        size.count += 1;
+        size.bytes += head.length as u64;
+    }
 }
 
 impl<R: Read> Snapshot<R> {
@@ -194,10 +228,12 @@ impl<R: Read> Snapshot<R> {
         let mut about = About::default();
         let mut disks = Vec::new();
         let mut content = Vec::new();
+        let mut sections = Sections::new();
         let head = loop {
             let Some(head) = reader.next(&mut content)? else {
                 break None;
             };
+            note(&mut sections, Some(&head));
             match head.name.as_str() {
                 OVERLAY | RAM => break Some(head),
                 // What cannot be read of it is of no consequence.
@@ -225,6 +261,7 @@ impl<R: Read> Snapshot<R> {
             disks,
             head,
             content,
+            sections,
         })
     }
 
@@ -250,7 +287,7 @@ impl<R: Read> Snapshot<R> {
     /// When the machine cannot be built with at most `memory` bytes of RAM, does not take the state, or the rest cannot
     /// be read.
     pub fn build<'a>(
-        self,
+        mut self,
         memory: u64,
         disks: Vec<Box<dyn DiskImage>>,
         adjust: impl FnOnce(MachineBuilder<'a>) -> MachineBuilder<'a>,
@@ -297,8 +334,8 @@ impl<R: Read> Snapshot<R> {
             }
         }
         let disks = machine.disks();
-        let state = self.read_rest(&disks, machine.ram_mut().bytes_mut())?;
-        machine.restore(&state)?;
+        self.read_rest(&disks, machine.ram_mut().bytes_mut())?;
+        machine.restore(&self.state)?;
         Ok(machine)
     }
 
@@ -306,7 +343,7 @@ impl<R: Read> Snapshot<R> {
     ///
     /// # Errors
     /// When it has more than `memory` bytes of RAM, the host has no memory for it, or the rest cannot be read.
-    pub fn contents(self, memory: u64) -> Result<(MachineState, Ram), SnapshotError> {
+    pub fn contents(mut self, memory: u64) -> Result<Contents, SnapshotError> {
         let size = self.state.config.memory;
         if size > memory {
             let (memory, most) = (size, memory);
@@ -314,16 +351,21 @@ impl<R: Read> Snapshot<R> {
         }
         let mut ram = Ram::new(size).map_err(|error| damaged("config", error))?;
         let disks: Vec<DiskInfo> = self.disks.iter().map(DiskPart::info).collect();
-        let state = self.read_rest(&disks, ram.bytes_mut())?;
-        Ok((state, ram))
+        let pages = self.read_rest(&disks, ram.bytes_mut())?;
+        Ok(Contents {
+            state: self.state,
+            ram,
+            pages,
+            sections: self.sections,
+        })
     }
 
     /// Reads disks' overlays and memory, which is zeros before.
     fn read_rest(
-        mut self,
+        &mut self,
         disks: &[DiskInfo],
         ram: &mut [u8],
-    ) -> Result<MachineState, SnapshotError> {
+    ) -> Result<PageCounts, SnapshotError> {
         let mut overlays = Overlays::new(disks);
         let mut decoder = PageDecoder::once((ram.len() / PAGE) as u64);
         let mut next = self.head.take();
@@ -338,9 +380,10 @@ impl<R: Read> Snapshot<R> {
                 _ => head.pass_over()?,
             }
             next = self.reader.next(&mut self.content)?;
+            note(&mut self.sections, next.as_ref());
         }
         overlays.put(&mut self.state)?;
-        Ok(self.state)
+        Ok(decoder.counts())
     }
 }
 

@@ -186,8 +186,12 @@ fn it_says_what_it_is() {
     assert_eq!(opened.about().boot, "of a test");
     assert_eq!(opened.about().writer, env!("CARGO_PKG_VERSION"));
     assert_eq!(*opened.state(), machine.state().unwrap());
-    let (state, ram) = opened.contents(MOST).unwrap();
-    assert_eq!(state.hash(ram.bytes()), machine.state_hash().unwrap());
+    let contents = opened.contents(MOST).unwrap();
+    let hash = contents.state.hash(contents.ram.bytes());
+    assert_eq!(hash, machine.state_hash().unwrap());
+    let pages = contents.pages;
+    assert_eq!((pages.shared, pages.stored), (counts.shared, counts.stored));
+    assert_eq!(contents.sections["vcpu"].count, 1);
 }
 
 #[test]
