@@ -15,6 +15,7 @@ use crate::monitor::{self, Attended, Monitor};
 use crate::postmortem::is_deliberate;
 use crate::progress::Progress;
 use crate::report::End;
+use crate::snapshot::Saves;
 use crate::terminal::{HELP, Input, Key, Keys, Raw, Stdin, is_interactive};
 use crate::trace::Names;
 use crate::vmcs_dump::Dumps;
@@ -58,10 +59,10 @@ impl Limits {
     }
 
     /// The conditions that the machine watches for, at tick `end` at the latest.
-    fn until(&self, end: Tick, dumps: &Dumps) -> Until {
+    fn until(&self, end: Tick, texts: &[String], dumps: &Dumps) -> Until {
         let mut until = Until::tick(end);
         let mut first = None;
-        if let Some(text) = &self.stop_on {
+        for text in texts {
             until = until.text(text);
         }
         for event in &self.break_on {
@@ -86,8 +87,19 @@ pub struct Live {
     pub events: Events,
     /// The VMCS at exits.
     pub dumps: Dumps,
+    /// Snapshots.
+    pub saves: Saves,
     /// Where programs ask about it and steer it.
     pub monitor: Option<Monitor>,
+}
+
+/// The texts to look for, longest first: where one is seen, those it ends in are seen too.
+fn texts(limits: &Limits, saves: &Saves) -> Vec<String> {
+    let mut texts: Vec<String> = saves.texts().map(str::to_owned).collect();
+    texts.extend(limits.stop_on.clone());
+    texts.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
+    texts.dedup();
+    texts
 }
 
 /// What came of a run.
@@ -335,7 +347,11 @@ impl<'a> Run<'a> {
     pub fn slice(&mut self, ticks: Tick) -> Result<Stop> {
         let target = self.machine.now().saturating_add(ticks);
         let target = target.min(self.limits.stop_at.unwrap_or(Tick::MAX));
-        let until = self.limits.until(target, &self.live.dumps);
+        // A tick that has gone by.
+        self.live.saves.take(self.machine, None);
+        let target = target.min(self.live.saves.next_tick());
+        let texts = texts(self.limits, &self.live.saves);
+        let until = self.limits.until(target, &texts, &self.live.dumps);
         let running = Instant::now();
         let mut stop = self.machine.run(&until)?;
         self.outcome.running += running.elapsed();
@@ -343,6 +359,16 @@ impl<'a> Run<'a> {
         self.live.events.take(self.machine)?;
         self.live.dumps.take(self.machine, &stop)?;
         if matches!(stop, Stop::VmExit { .. }) && !self.limits.breaks_at(&stop) {
+            stop = Stop::Tick;
+        }
+        let seen = match stop {
+            Stop::Text { index } => texts.get(index),
+            _ => None,
+        };
+        self.live.saves.take(self.machine, seen.map(String::as_str));
+        if let (Some(seen), wanted) = (seen, &self.limits.stop_on)
+            && !wanted.as_ref().is_some_and(|text| seen.ends_with(text))
+        {
             stop = Stop::Tick;
         }
         self.serial.put(&self.machine.take_serial_output())?;

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use iced_x86::{Decoder, DecoderError, FlowControl, Instruction};
 
-use crate::lower::{Op, lower};
+use crate::lower::{Op, is_hot_branch, lower};
 use crate::model::Model;
 use crate::ram::Ram;
 use crate::vcpu::CodeSize;
@@ -47,27 +47,23 @@ impl Key {
     }
 }
 
-/// A decoded block: straight-line instructions within one page.
+/// A decoded block: straight-line instructions within one page, with conditional branches out of it.
 pub(crate) struct Block {
     pub key: Key,
-    /// First operation and instruction in the cache's arrays.
+    /// Its [`Code::Head`] in the cache's array.
     pub first: u32,
-    /// Operations (fused pairs count once).
+    /// Operations between its head and its end (fused pairs count once).
     pub ops: u16,
-    /// Instructions, which is also the ticks it takes.
-    pub instructions: u16,
     /// Bytes of code.
     pub bytes: u16,
     pub valid: bool,
-    /// Successors of a branch not taken, and taken: within the same page, or [`FAR_BLOCK`].
-    pub links: [BlockId; 2],
     next_in_bucket: BlockId,
 }
 
 /// All decoded blocks of a machine, shared by its vCPUs.
 pub(crate) struct CodeCache {
     pub ops: Vec<Op>,
-    /// First instruction of each block at the same index as its first operation.
+    /// The instructions of each block from the index after that of its head.
     pub instructions: Vec<Instruction>,
     pub blocks: Vec<Block>,
     buckets: Box<[BlockId]>,
@@ -108,15 +104,37 @@ impl CodeCache {
 
     /// The block at `key`, if it is the one last noted for such an address.
     #[inline(always)]
-    pub fn recent(&self, key: &Key) -> Option<BlockId> {
+    pub fn recent(&self, key: &Key) -> Option<(BlockId, &Block)> {
         let id = self.recent[recent_slot(key.rip)];
         let block = self.blocks.get(id as usize)?;
-        (block.key == *key && block.valid).then_some(id)
+        (block.key == *key && block.valid).then_some((id, block))
     }
 
     /// Makes `id` the block that [`CodeCache::recent`] finds for its key.
     pub fn note_recent(&mut self, id: BlockId) {
         self.recent[recent_slot(self.blocks[id as usize].key.rip)] = id;
+    }
+
+    /// Remembers that `to` follows `from` by its operation with this [`Op::at`], where that can never become
+    /// wrong: within one page. Of 64-bit code, that the successor lies elsewhere.
+    pub fn connect(&mut self, from: BlockId, at: u16, to: BlockId) {
+        let (from, to) = (&self.blocks[from as usize], &self.blocks[to as usize]);
+        let (a, b) = (from.key, to.key);
+        if !from.valid || a.size != b.size {
+            return;
+        }
+        let link = if a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 {
+            to.first
+        } else if a.size == CodeSize::Bits64 {
+            FAR_BLOCK
+        } else {
+            return;
+        };
+        let first = from.first as usize + 1;
+        let ops = &mut self.ops[first..=first + usize::from(from.ops)];
+        if let Some(op) = ops.iter_mut().find(|op| op.at == at) {
+            op.link = link;
+        }
     }
 
     pub fn find(&self, key: &Key) -> Option<BlockId> {
@@ -137,7 +155,6 @@ impl CodeCache {
             for id in self.by_page.remove(page).unwrap_or_default() {
                 let block = &mut self.blocks[id as usize];
                 block.valid = false;
-                block.links = [NO_BLOCK; 2];
                 let (bucket, next) = (block.key.bucket(), block.next_in_bucket);
                 let mut at = self.buckets[bucket];
                 if at == id {
@@ -156,11 +173,14 @@ impl CodeCache {
 
     /// Decodes the block at `key`. `None` when not even one instruction lies wholly in the page.
     pub fn build(&mut self, key: Key, ram: &mut Ram, model: &Model) -> Option<BlockId> {
-        if self.ops.len() + MAX_BLOCK > MAX_OPS {
+        if self.ops.len() + MAX_BLOCK + 2 > MAX_OPS {
             self.clear(ram);
         }
         let page_end = (key.offset | 0xfff) + 1;
-        let first = self.instructions.len();
+        let head = self.instructions.len();
+        debug_assert_eq!(self.ops.len(), head);
+        self.instructions.push(Instruction::default());
+        let first = head + 1;
         let mut bytes = 0;
         {
             let code = &ram.bytes()[key.offset..page_end];
@@ -178,27 +198,28 @@ impl CodeCache {
                 }
             }
         }
-        let count = self.instructions.len() - first;
+        let count = (self.instructions.len() - first) as u16;
         if count == 0 {
+            self.instructions.pop();
             return None;
         }
-        let ops_before = self.ops.len();
-        debug_assert_eq!(ops_before, first);
+        let id = self.blocks.len() as BlockId;
+        self.ops.push(Op::head(key.rip, count, id));
         lower(&self.instructions[first..], key, model, &mut self.ops);
-        let ops = self.ops.len() - ops_before;
+        let ops = self.ops.len() - first;
+        self.ops
+            .push(Op::end(key.rip.wrapping_add(bytes as u64), count));
         // The two arrays stay in step although pairs may be fused.
+        self.instructions.push(Instruction::default());
         self.ops.resize(self.instructions.len(), Op::default());
         ram.mark_code(key.offset, bytes);
-        let id = self.blocks.len() as BlockId;
         let bucket = key.bucket();
         self.blocks.push(Block {
             key,
-            first: first as u32,
+            first: head as u32,
             ops: ops as u16,
-            instructions: count as u16,
             bytes: bytes as u16,
             valid: true,
-            links: [NO_BLOCK; 2],
             next_in_bucket: self.buckets[bucket],
         });
         self.buckets[bucket] = id;
@@ -212,5 +233,7 @@ impl CodeCache {
 
 /// Whether an instruction is the last of its block.
 fn ends_block(i: &Instruction) -> bool {
-    i.flow_control() != FlowControl::Next || i.has_rep_prefix() || i.has_repne_prefix()
+    i.flow_control() != FlowControl::Next && !is_hot_branch(i)
+        || i.has_rep_prefix()
+        || i.has_repne_prefix()
 }

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use hypernest_vmcs::{ExitReason, NestedState};
 use iced_x86::{Decoder, DecoderError, Instruction};
 
-use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, MAX_BLOCK};
+use crate::block::{BlockId, CodeCache, Key, MAX_BLOCK};
 use crate::bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 use crate::clock;
 use crate::exec;
@@ -21,7 +21,7 @@ use crate::ram::Ram;
 use crate::save::StateError;
 use crate::state::{Activity, VcpuState};
 use crate::trap::{Exec, GP0, Trap, UD};
-use crate::vcpu::{CodeSize, Seg, Vcpu};
+use crate::vcpu::{Seg, Vcpu};
 use crate::vmx::exit::{self, Exit};
 use crate::vmx::pml::Marks;
 use crate::vmx::{self, NestedRefused, NestedReport, VmxProfile};
@@ -510,7 +510,7 @@ impl Processor {
             Trap::VmxAbort(indicator) => Pause::Stop(Stop::VmxAbort { vcpu, indicator }),
             _ => Pause::Stop(Stop::Shutdown { vcpu }),
         };
-        let mut link: Option<(BlockId, usize)> = None;
+        let mut link: Option<(BlockId, u16)> = None;
         while *left > 0 {
             if ram.code_was_written() {
                 self.code.invalidate(&ram.take_code_writes());
@@ -565,10 +565,10 @@ impl Processor {
                 let generation = self.code.generation;
                 match find(&mut self.code, x) {
                     Ok(Some(id)) => {
-                        if let Some((from, slot)) = link.take()
+                        if let Some((from, at)) = link.take()
                             && generation == self.code.generation
                         {
-                            connect(&mut self.code, from, slot, id);
+                            self.code.connect(from, at, id);
                         }
                         // The block may be the first code on its page.
                         x.cpu.tlb.note_code(x.ram);
@@ -584,7 +584,7 @@ impl Processor {
             link = None;
             match outcome {
                 Ok(Next::Lookup) => {}
-                Ok(Next::Link(id, slot)) => link = Some((id, slot)),
+                Ok(Next::Link(id, at)) => link = Some((id, at)),
                 Ok(Next::Budget) => {
                     // Too few ticks for the whole block: singly to the deadline.
                     while *left > 0 && !x.cpu.leave_block {
@@ -636,21 +636,6 @@ fn take(x: &mut Ctx, trap: Trap) -> Exec {
     }
 }
 
-/// Remembers that `to` follows `from`, where that can never become wrong: within one page. Of 64-bit
-/// code, that the successor lies elsewhere.
-fn connect(code: &mut CodeCache, from: BlockId, slot: usize, to: BlockId) {
-    let (a, b) = (code.blocks[from as usize].key, code.blocks[to as usize].key);
-    let block = &mut code.blocks[from as usize];
-    if !block.valid || a.size != b.size {
-        return;
-    }
-    if a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 {
-        block.links[slot] = to;
-    } else if a.size == CodeSize::Bits64 {
-        block.links[slot] = FAR_BLOCK;
-    }
-}
-
 /// The block at RIP. `None` where the instruction there cannot be cached: it crosses a page or is
 /// not in RAM.
 fn find(code: &mut CodeCache, x: &mut Ctx) -> Exec<Option<BlockId>> {
@@ -663,7 +648,7 @@ fn find(code: &mut CodeCache, x: &mut Ctx) -> Exec<Option<BlockId>> {
         rip: x.cpu.rip,
         size: x.cpu.code_size,
     };
-    if let Some(id) = code.recent(&key) {
+    if let Some((id, _)) = code.recent(&key) {
         return Ok(x.inside_limit(code, id).then_some(id));
     }
     let id = match code.find(&key) {

@@ -24,6 +24,7 @@ mod builder;
 mod device;
 pub mod devices;
 mod diff;
+mod disks;
 mod engine;
 mod hash;
 mod interrupts;
@@ -40,6 +41,7 @@ pub use builder::{BuildError, EngineMaker, MAX_MEMORY, MachineBuilder, SerialSin
 pub use device::{Claim, Device, DeviceAccess, DeviceContext, DeviceError};
 pub use devices::virtio::DiskImage;
 pub use diff::{Change, diff, fields};
+pub use disks::DiskInfo;
 pub use engine::{
     Capabilities, Clock, Engine, EngineConfig, EngineError, EngineStop, Owner, SoftwareEngine,
 };

@@ -4,3 +4,10 @@
 //! threads or clocks. Those who call it bring them.
 
 pub mod hello;
+pub mod pages;
+pub mod section;
+pub mod snapshot;
+pub mod state;
+
+pub use snapshot::Snapshot;
+pub use state::{state_from_bytes, state_to_bytes};

@@ -38,6 +38,16 @@ pub trait DiskImage: Send {
     fn read(&self, offset: u64, into: &mut [u8]) -> bool;
 }
 
+impl DiskImage for Box<dyn DiskImage> {
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> bool {
+        (**self).read(offset, into)
+    }
+}
+
 impl DiskImage for Vec<u8> {
     fn size(&self) -> u64 {
         self.len() as u64
@@ -96,7 +106,6 @@ impl Block {
         &*self.image
     }
 
-    /// Whether the guest cannot write it.
     pub(crate) fn is_read_only(&self) -> bool {
         self.read_only
     }
