@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{IsTerminal, Write, stderr, stdout};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -338,6 +339,14 @@ impl<'a> Run<'a> {
         let limit = self.limits.timeout;
         let over = limit.is_some_and(|limit| self.started.elapsed() >= limit);
         Ok(over.then_some(End::Timeout))
+    }
+
+    /// Writes a snapshot of the machine as it is now.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn save(&mut self, path: &Path) -> Result<()> {
+        self.live.saves.take_now(self.machine, path)
     }
 
     /// Runs for at most `ticks`, and passes on what the guest sent.

@@ -234,6 +234,39 @@ fn exits_and_regions_can_be_asked_for() {
 }
 
 #[test]
+fn a_snapshot_is_written_while_the_machine_runs_or_stands_still() {
+    let mut guest = Guest::looping("monitor-snapshot");
+    let dir = Dir::new("monitor-snapshot-files");
+    let mut client = guest.client();
+    let mut snapshot = |client: &mut Client, name: &str| {
+        let file = dir.path(name);
+        let line = json!({ "command": "snapshot", "file": file, "id": name });
+        client.send(line.to_string().as_bytes());
+        (client.receive(), file)
+    };
+    let (answer, first) = snapshot(&mut client, "running");
+    assert_eq!(answer["ok"]["state"], "running", "{answer}");
+    let tick = client.ask("pause")["tick"].clone();
+    let (answer, second) = snapshot(&mut client, "paused");
+    assert_eq!(answer["ok"]["tick"], tick, "{answer}");
+    for file in [first, second] {
+        let stop = tick.as_u64().unwrap() + 1_000_000;
+        let stop = stop.to_string();
+        let resumed = hypernest(&["resume", &file, "--serial", "none", "--stop-at", &stop]);
+        assert_eq!(resumed.status.code(), Some(0), "{resumed:?}");
+    }
+    // One that cannot be written leaves nothing and no harm.
+    let (answer, file) = snapshot(&mut client, "none/x");
+    assert_eq!(answer["error"]["code"], "failed", "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains(&file));
+    assert_eq!(client.refused(br#"{"command":"snapshot"}"#), "bad-request");
+    let relative = br#"{"command":"snapshot","file":"here"}"#;
+    assert_eq!(client.refused(relative), "bad-request");
+    assert_eq!(client.ask("status")["tick"], tick);
+    guest.stop();
+}
+
+#[test]
 fn bad_lines_are_answered_and_the_next_one_counts() {
     let mut guest = Guest::looping("monitor-bad");
     let mut client = guest.client();

@@ -50,6 +50,11 @@ fn execute(run: &mut Run<'_>, command: &Command, end: &mut Option<End>) -> Resul
             run.paused = false;
             Ok(position(run))
         }
+        Command::Snapshot { file } => {
+            run.save(file)
+                .map_err(|error| Refusal::new("failed", format!("{error:#}")))?;
+            Ok(position(run))
+        }
         Command::QueryExits => exits(run.machine),
         Command::QueryRegions => regions(run.machine),
         Command::Stop => {

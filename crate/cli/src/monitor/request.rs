@@ -1,5 +1,7 @@
 //! What clients of the monitor say, and what they are told.
 
+use std::path::PathBuf;
+
 use serde_json::{Map, Value, json};
 
 /// Longest text that may name a request.
@@ -14,6 +16,11 @@ pub enum Command {
     Pause,
     /// It runs again.
     Resume,
+    /// The machine as it is now goes to a file.
+    Snapshot {
+        /// The file.
+        file: PathBuf,
+    },
     /// VM exits by reason.
     QueryExits,
     /// Regions in memory by layout.
@@ -23,10 +30,11 @@ pub enum Command {
 }
 
 /// The commands, by name.
-pub const NAMES: [&str; 6] = [
+pub const NAMES: [&str; 7] = [
     "status",
     "pause",
     "resume",
+    "snapshot",
     "query-exits",
     "query-regions",
     "stop",
@@ -105,6 +113,9 @@ fn command(mut fields: Map<String, Value>) -> Result<Command, Refusal> {
         "status" => Command::Status,
         "pause" => Command::Pause,
         "resume" => Command::Resume,
+        "snapshot" => Command::Snapshot {
+            file: path(&mut fields, "file")?,
+        },
         "query-exits" => Command::QueryExits,
         "query-regions" => Command::QueryRegions,
         "stop" => Command::Stop,
@@ -118,6 +129,14 @@ fn command(mut fields: Map<String, Value>) -> Result<Command, Refusal> {
         Some(more) => Err(bad(format!("{name} takes no {more:?}"))),
         None => Ok(command),
     }
+}
+
+/// An absolute path that a request must give: the run may be in another folder than the client.
+fn path(fields: &mut Map<String, Value>, name: &str) -> Result<PathBuf, Refusal> {
+    let given = fields.remove(name);
+    let path = given.as_ref().and_then(Value::as_str).map(PathBuf::from);
+    path.filter(|path| path.is_absolute())
+        .ok_or_else(|| bad(format!("give {name}, the absolute path of a file")))
 }
 
 fn bad(message: impl Into<String>) -> Refusal {
@@ -137,7 +156,11 @@ mod tests {
     #[test]
     fn every_command_has_its_name() {
         for name in NAMES {
-            let line = format!("{{\"command\":\"{name}\",\"id\":7}}");
+            let line = format!("{{\"command\":\"{name}\",\"id\":7,\"file\":\"/x\"}}");
+            let line = match name {
+                "snapshot" => line,
+                _ => line.replace(",\"file\":\"/x\"", ""),
+            };
             let request = parse(line.as_bytes());
             assert_eq!(request.map(|request| request.id), Ok(json!(7)), "{name}");
         }

@@ -79,6 +79,16 @@ impl Saves {
         }
     }
 
+    /// Writes one now.
+    ///
+    /// # Errors
+    /// It cannot be written; the run goes on.
+    pub fn take_now(&mut self, machine: &mut Machine, path: &Path) -> Result<()> {
+        // Even one that fails is an event of the run.
+        self.saved.push(machine.now());
+        self.write(machine, path)
+    }
+
     fn write(&self, machine: &mut Machine, path: &Path) -> Result<()> {
         let what = || format!("cannot write the snapshot {}", path.display());
         let mut file = Whole::create(path).with_context(what)?;
