@@ -517,7 +517,7 @@ impl Processor {
                 link = None;
             }
             let cpu = &mut self.vcpus[vcpu];
-            cpu.tlb.note_code(ram);
+            cpu.tlb.withhold(ram);
             let x = &mut Ctx {
                 cpu,
                 ram,
@@ -571,7 +571,7 @@ impl Processor {
                             connect(&mut self.code, from, slot, id);
                         }
                         // The block may be the first code on its page.
-                        x.cpu.tlb.note_code(x.ram);
+                        x.cpu.tlb.withhold(x.ram);
                         hot::run(&self.code, id, x, left)
                     }
                     Ok(None) => step(x, left, None).map(|()| Next::Lookup),

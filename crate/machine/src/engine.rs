@@ -29,7 +29,7 @@ pub struct Capabilities {
     pub local_apic: Owner,
     /// Whose time the TSC and the APIC timers follow.
     pub clock: Owner,
-    /// It can tell which pages the guest wrote.
+    /// It can tell which pages the guest wrote ([`Ram::track_dirty`] while it runs).
     pub dirty_tracking: bool,
 }
 
@@ -307,6 +307,11 @@ pub trait Engine: Send {
     fn flush(&mut self, ram: &mut Ram);
 }
 
+/// What an engine answers that lacks something.
+pub(crate) fn missing(engine: &'static str, what: &'static str) -> EngineError {
+    EngineError::Missing { engine, what }
+}
+
 /// The processor of `hypernest-cpu` as an engine: exact, repeatable, everywhere.
 pub struct SoftwareEngine {
     processor: Processor,
@@ -357,7 +362,7 @@ impl Engine for SoftwareEngine {
             exact_ticks: true,
             local_apic: Owner::Engine,
             clock: Owner::Engine,
-            dirty_tracking: false,
+            dirty_tracking: true,
         }
     }
 

@@ -24,6 +24,7 @@ mod builder;
 mod device;
 pub mod devices;
 mod diff;
+mod dirty;
 mod engine;
 mod hash;
 mod interrupts;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::board::{Board, Pause, StopRequest};
 use crate::builder::MachineBuilder;
+use crate::dirty::Dirty;
 use crate::engine::{Capabilities, Engine, EngineError, EngineStop};
 use crate::observer::{AtBreakpoint, Flow, Observer};
 use crate::state::Config;
@@ -233,6 +234,7 @@ pub struct Machine {
     pub(crate) armed: Vec<u64>,
     pub(crate) armed_exits: ExitStops,
     pub(crate) boot: Option<String>,
+    pub(crate) dirty: Dirty,
 }
 
 impl Machine {

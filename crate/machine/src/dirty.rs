@@ -1,0 +1,115 @@
+//! Which pages of RAM were written: one record in RAM, shared out to those who ask at different times.
+
+use hypernest_cpu::{PAGE_SIZE, Ram};
+
+use crate::engine::{EngineError, missing};
+use crate::machine::Machine;
+
+/// A set of RAM pages.
+pub(crate) struct PageSet {
+    words: Vec<u64>,
+}
+
+impl PageSet {
+    fn new(ram: &Ram) -> PageSet {
+        let pages = (ram.size() / PAGE_SIZE) as usize;
+        PageSet {
+            words: vec![0; pages.div_ceil(64)],
+        }
+    }
+
+    fn insert(&mut self, page: u32) {
+        self.words[page as usize / 64] |= 1 << (page % 64);
+    }
+
+    /// Its pages in rising order, of which none is left.
+    fn take(&mut self) -> Vec<u32> {
+        let mut pages = Vec::new();
+        for (n, word) in self.words.iter_mut().enumerate() {
+            let mut bits = std::mem::take(word);
+            while bits != 0 {
+                pages.push(n as u32 * 64 + bits.trailing_zeros());
+                bits &= bits - 1;
+            }
+        }
+        pages
+    }
+}
+
+/// Who wants to know what was written.
+#[derive(Default)]
+pub(crate) struct Dirty {
+    /// The user of the library.
+    user: Option<PageSet>,
+}
+
+impl Dirty {
+    fn sets(&mut self) -> impl Iterator<Item = &mut PageSet> {
+        self.user.iter_mut()
+    }
+
+    /// Gives everybody what was written since the last time.
+    fn collect(&mut self, ram: &mut Ram) {
+        ram.take_dirty(|page| {
+            for set in self.sets() {
+                set.insert(page);
+            }
+        });
+    }
+}
+
+impl Machine {
+    /// Begins or ends noting which pages of RAM are written, by whomever: vCPUs, devices, debuggers. No
+    /// page counts as written at the beginning. The run does not change by it, and its speed hardly.
+    ///
+    /// # Errors
+    /// When the engine cannot ([`Capabilities::dirty_tracking`](crate::Capabilities::dirty_tracking)), or the
+    /// host has no memory for a bit per page.
+    pub fn track_dirty(&mut self, on: bool) -> Result<(), EngineError> {
+        if !self.capabilities().dirty_tracking {
+            return Err(missing(self.engine.name(), "record of written pages"));
+        }
+        self.dirty.collect(&mut self.ram);
+        self.dirty.user = None;
+        if on {
+            self.begin_tracking()?;
+            self.dirty.user = Some(PageSet::new(&self.ram));
+        }
+        self.end_tracking();
+        Ok(())
+    }
+
+    /// The pages written since this was last asked, or since [`Machine::track_dirty`], in rising order: each
+    /// is 4096 bytes at its number times 4096 in [`Ram::bytes`]. They count as unwritten from then on. Empty
+    /// where nothing is tracked.
+    ///
+    /// A page may be among them whose bytes are what they were.
+    pub fn take_dirty(&mut self) -> Vec<u32> {
+        self.dirty.collect(&mut self.ram);
+        self.dirty
+            .user
+            .as_mut()
+            .map_or_else(Vec::new, PageSet::take)
+    }
+
+    fn begin_tracking(&mut self) -> Result<(), EngineError> {
+        if self.ram.tracks_dirty() {
+            return Ok(());
+        }
+        self.ram
+            .track_dirty(true)
+            .map_err(|error| EngineError::Host {
+                engine: self.engine.name(),
+                what: "the record of written pages",
+                why: error.to_string(),
+            })
+    }
+
+    /// Ends the record where nobody wants it.
+    fn end_tracking(&mut self) {
+        if self.dirty.sets().next().is_none() {
+            // Ending cannot fail.
+            let _ = self.ram.track_dirty(false);
+        }
+    }
+}
