@@ -74,6 +74,8 @@ pub(crate) struct CodeCache {
     /// The block last found for a RIP, by a few of its bits.
     recent: Box<[BlockId]>,
     by_page: BTreeMap<u32, Vec<BlockId>>,
+    /// Blocks with a successor, some of them more than once.
+    linked: Vec<BlockId>,
     max_block: usize,
     /// Grows when every block is dropped: numbers of blocks from before mean others now.
     pub generation: u64,
@@ -89,6 +91,7 @@ impl CodeCache {
             buckets: vec![NO_BLOCK; BUCKETS].into_boxed_slice(),
             recent: vec![NO_BLOCK; RECENT].into_boxed_slice(),
             by_page: BTreeMap::new(),
+            linked: Vec::new(),
             max_block: max_block.clamp(1, MAX_BLOCK),
             generation: 0,
         }
@@ -103,7 +106,26 @@ impl CodeCache {
         self.buckets.fill(NO_BLOCK);
         self.recent.fill(NO_BLOCK);
         self.by_page.clear();
+        self.linked.clear();
         ram.forget_code();
+    }
+
+    /// Makes `next` the successor of a block in one of its two slots.
+    pub fn link(&mut self, id: BlockId, slot: usize, next: BlockId) {
+        let links = &mut self.blocks[id as usize].links;
+        if *links == [NO_BLOCK; 2] {
+            self.linked.push(id);
+        }
+        links[slot] = next;
+    }
+
+    /// Forgets which block follows which, and which were found last: every way from block to block is
+    /// looked up again.
+    pub fn unlink(&mut self) {
+        for id in self.linked.drain(..) {
+            self.blocks[id as usize].links = [NO_BLOCK; 2];
+        }
+        self.recent.fill(NO_BLOCK);
     }
 
     /// The block at `key`, if it is the one last noted for such an address.

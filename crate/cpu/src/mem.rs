@@ -152,6 +152,10 @@ impl Ctx<'_> {
             };
             let others = [mapping.readable, mapping.executable];
             let span = mapping.span;
+            let rip = self.linear_rip();
+            let code = [rip, rip.wrapping_sub(1)];
+            let code_key = self.cpu.tlb_key;
+            self.cpu.tlb.spare_code(linear, key, code, code_key);
             self.cpu.tlb.fill(linear, key, offset, span, others, stores);
         }
         Ok(physical)
@@ -379,7 +383,9 @@ impl Ctx<'_> {
     /// RAM offset and guest-physical address of the instruction byte at `linear`. The offset is
     /// `None` where code is not in RAM.
     pub fn code_at(&mut self, linear: u64) -> Exec<(Option<usize>, u64)> {
-        if let Some(offset) = self.cpu.tlb.execute_offset(linear, self.cpu.tlb_key) {
+        let (tlb, key) = (&self.cpu.tlb, self.cpu.tlb_key);
+        let cached = tlb.execute_offset(linear, key);
+        if let Some(offset) = cached.or_else(|| tlb.spared_offset(linear, key)) {
             return Ok((Some(offset), 0));
         }
         let physical = self.translate(linear, Access::Execute, self.privilege())?;

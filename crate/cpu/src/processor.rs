@@ -10,6 +10,7 @@ use iced_x86::{Decoder, DecoderError, Instruction};
 use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, MAX_BLOCK};
 use crate::bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 use crate::clock;
+use crate::coverage::Coverage;
 use crate::exec;
 use crate::flags::bit;
 use crate::hot::{self, Next};
@@ -159,6 +160,7 @@ pub struct Processor {
     /// The breakpoint just reported does not stop the same instruction again.
     passed: Option<(usize, u64)>,
     tracer: Option<Tracer>,
+    coverage: Option<Coverage>,
     /// Retired instructions, or those that faulted; idle time not included.
     instructions: u64,
     /// With the vCPU whose turn it is, while it executes.
@@ -196,6 +198,7 @@ impl Processor {
             breakpoints: Vec::new(),
             passed: None,
             tracer: None,
+            coverage: None,
             instructions: 0,
             watch: Some(Box::new(Watch::new(
                 config.cpus as usize,
@@ -222,6 +225,7 @@ impl Processor {
     /// Sets machine time and the turn, for a machine that continues from saved state.
     pub fn set_time(&mut self, now: Tick, turn: (usize, Tick)) {
         self.now = now;
+        self.passed = None;
         self.current = turn.0.min(self.vcpus.len() - 1);
         self.turn_left = turn.1.clamp(1, TURN);
     }
@@ -333,6 +337,31 @@ impl Processor {
         for cpu in &mut self.vcpus {
             cpu.flush_tlb();
         }
+    }
+
+    /// Forgets cached translations, and of decoded code only what depends on how it came to be executed: to go
+    /// on after this is to go on as after [`Processor::flush`], at less cost. RAM must have been changed
+    /// in no other ways than those of [`Ram`].
+    pub fn rewind(&mut self, ram: &mut Ram) {
+        if ram.code_was_written() {
+            self.code.invalidate(&ram.take_code_writes());
+        }
+        self.code.unlink();
+        for cpu in &mut self.vcpus {
+            cpu.flush_tlb();
+        }
+    }
+
+    /// Notes the blocks that are executed from now on, or ends that. What was noted before is given back.
+    /// Nothing in the guest can notice.
+    pub fn set_coverage(&mut self, coverage: Option<Coverage>) -> Option<Coverage> {
+        self.code.unlink();
+        core::mem::replace(&mut self.coverage, coverage)
+    }
+
+    /// What is noted of the blocks that are executed.
+    pub fn coverage(&mut self) -> Option<&mut Coverage> {
+        self.coverage.as_mut()
     }
 
     /// Guest-physical address of a linear one in a vCPU's current address space, with supervisor
@@ -552,6 +581,11 @@ impl Processor {
                 || x.cpu.mov_ss_shadow
                 || !self.breakpoints.is_empty()
                 || self.tracer.is_some();
+            if let Some(coverage) = &mut self.coverage {
+                coverage.enter(x.cpu, vcpu, x.linear_rip());
+                // The next block is to be found here too.
+                link = None;
+            }
             let outcome = if one_by_one {
                 let rip = x.linear_rip();
                 if self.breakpoints.binary_search(&rip).is_ok()
@@ -563,7 +597,7 @@ impl Processor {
                 step(x, left, self.tracer.as_mut().map(|t| (t, vcpu))).map(|()| Next::Lookup)
             } else {
                 let generation = self.code.generation;
-                match find(&mut self.code, x) {
+                match find(&mut self.code, x, self.coverage.is_none()) {
                     Ok(Some(id)) => {
                         if let Some((from, slot)) = link.take()
                             && generation == self.code.generation
@@ -640,20 +674,19 @@ fn take(x: &mut Ctx, trap: Trap) -> Exec {
 /// code, that the successor lies elsewhere.
 fn connect(code: &mut CodeCache, from: BlockId, slot: usize, to: BlockId) {
     let (a, b) = (code.blocks[from as usize].key, code.blocks[to as usize].key);
-    let block = &mut code.blocks[from as usize];
-    if !block.valid || a.size != b.size {
+    if !code.blocks[from as usize].valid || a.size != b.size {
         return;
     }
     if a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 {
-        block.links[slot] = to;
+        code.link(from, slot, to);
     } else if a.size == CodeSize::Bits64 {
-        block.links[slot] = FAR_BLOCK;
+        code.link(from, slot, FAR_BLOCK);
     }
 }
 
-/// The block at RIP. `None` where the instruction there cannot be cached: it crosses a page or is
+/// The block at RIP, which the hot loop may find itself the next time where `note`. `None` where the instruction there cannot be cached: it crosses a page or is
 /// not in RAM.
-fn find(code: &mut CodeCache, x: &mut Ctx) -> Exec<Option<BlockId>> {
+fn find(code: &mut CodeCache, x: &mut Ctx, note: bool) -> Exec<Option<BlockId>> {
     let linear = x.check_fetch(1)?;
     let (Some(offset), _) = x.code_at(linear)? else {
         return Ok(None);
@@ -673,13 +706,15 @@ fn find(code: &mut CodeCache, x: &mut Ctx) -> Exec<Option<BlockId>> {
             None => return Ok(None),
         },
     };
-    code.note_recent(id);
+    if note {
+        code.note_recent(id);
+    }
     Ok(x.inside_limit(code, id).then_some(id))
 }
 
 impl Ctx<'_> {
     /// Linear address of the next instruction.
-    fn linear_rip(&self) -> u64 {
+    pub(crate) fn linear_rip(&self) -> u64 {
         if self.cpu.is_64() {
             self.cpu.rip
         } else {

@@ -12,6 +12,8 @@ use alloc::alloc::{Layout, alloc_zeroed, dealloc};
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 
+use crate::undo::{PAGE, Undo};
+
 /// Bytes of a small page.
 pub const PAGE_SIZE: u64 = 4096;
 
@@ -52,6 +54,8 @@ pub struct Ram {
     code_writes: Vec<u32>,
     /// While writes are tracked: a bit per RAM page, set once the page was written.
     dirty: Option<Vec<u64>>,
+    /// While there is a mark to go back to: what pages held at it. Writes are tracked then.
+    undo: Option<Undo>,
     /// Grows whenever stores to a page must be noted that need not be before: it gets decoded code,
     /// or counts as unwritten again.
     noting_epoch: u64,
@@ -91,6 +95,7 @@ impl Ram {
             code,
             code_writes: Vec::new(),
             dirty: None,
+            undo: None,
             noting_epoch: 0,
         })
     }
@@ -260,7 +265,7 @@ impl Ram {
                 .is_some_and(|dirty| dirty[page >> 6] >> (page & 63) & 1 == 0)
     }
 
-    /// Records a store of `len` bytes at `offset`. True when it touched decoded code.
+    /// Records a store of `len` bytes at `offset`, before it is done. True when it touches decoded code.
     pub(crate) fn note_write(&mut self, mut offset: usize, mut len: usize) -> bool {
         let mut hit = false;
         while len > 0 {
@@ -271,9 +276,7 @@ impl Ram {
                 self.code_writes.push(page as u32);
                 hit = true;
             }
-            if let Some(dirty) = &mut self.dirty {
-                dirty[page >> 6] |= 1 << (page & 63);
-            }
+            self.note_dirty(page);
             offset += in_page;
             len -= in_page;
         }
@@ -342,16 +345,68 @@ impl Ram {
         }
     }
 
+    /// A page is about to be written.
+    fn note_dirty(&mut self, page: usize) {
+        let Some(word) = self.dirty.as_mut().map(|dirty| &mut dirty[page >> 6]) else {
+            return;
+        };
+        let bit = 1 << (page & 63);
+        if *word & bit != 0 {
+            return;
+        }
+        *word |= bit;
+        if let Some(undo) = &mut self.undo {
+            // SAFETY: the page is within the allocation, and nobody else has it.
+            undo.keep(page, unsafe {
+                &*self.base.as_ptr().add(page * PAGE).cast()
+            });
+        }
+    }
+
     fn mark_all_dirty(&mut self) {
-        let pages = self.size / PAGE_SIZE as usize;
-        if let Some(dirty) = &mut self.dirty {
-            dirty.fill(!0);
-            if let Some(last) = dirty.last_mut()
-                && !pages.is_multiple_of(64)
-            {
-                *last = !(!0 << (pages % 64));
+        if self.dirty.is_some() {
+            for page in 0..self.size / PAGE {
+                self.note_dirty(page);
             }
         }
+    }
+
+    // ---- going back ----
+
+    /// Keeps what pages hold now, each when it is first written, so that [`Ram::put_back`] can restore it.
+    /// Writes must be tracked, and every page count as unwritten. Replaces what was kept before.
+    ///
+    /// # Errors
+    /// The host has no memory for four bytes per page; nothing is kept then.
+    pub fn keep_pages(&mut self) -> Result<(), RamError> {
+        self.undo = None;
+        self.undo = Some(Undo::new(self.size / PAGE)?);
+        Ok(())
+    }
+
+    /// Ends that, and forgets what was kept.
+    pub fn forget_pages(&mut self) {
+        self.undo = None;
+    }
+
+    /// Gives a page what it held at [`Ram::keep_pages`]. Decoded code is dropped only where its bytes
+    /// change. Whoever tracks writes is told of it by the caller.
+    pub fn put_back(&mut self, page: u32) {
+        let page = page as usize;
+        let Some(copy) = self.undo.as_ref().and_then(|undo| undo.copy(page)) else {
+            return;
+        };
+        // SAFETY: there are copies only of pages within the allocation, which `&mut self` has alone.
+        let now: &mut [u8; PAGE] = unsafe { &mut *self.base.as_ptr().add(page * PAGE).cast() };
+        if self.code[page] != 0 {
+            let granules = now.as_chunks::<64>().0.iter().zip(copy.as_chunks::<64>().0);
+            let changed = |n: usize| self.code[page] >> n & 1 != 0;
+            if granules.enumerate().any(|(n, (a, b))| changed(n) && a != b) {
+                self.code[page] = 0;
+                self.code_writes.push(page as u32);
+            }
+        }
+        now.copy_from_slice(copy);
     }
 }
 

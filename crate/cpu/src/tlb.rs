@@ -82,6 +82,21 @@ struct Guest {
     apic_access: Option<u64>,
 }
 
+/// A translation for execution that outlives its entry. Within a page blocks follow each other without a
+/// look at the TLB, and single steps do not: whether its entry is still there must not matter.
+#[derive(Clone, Copy)]
+struct Spared {
+    tag: u64,
+    addend: u64,
+    span: u64,
+}
+
+const NOTHING_SPARED: Spared = Spared {
+    tag: NEVER,
+    addend: 0,
+    span: 0,
+};
+
 /// Most address spaces of guests that are remembered.
 const CONTEXTS: usize = 64;
 /// Stands for the EPT pointer of a guest without EPT.
@@ -106,6 +121,8 @@ pub(crate) struct Tlb {
     guest: Option<Guest>,
     /// Address spaces of guests. Bounded: when full, all are forgotten.
     contexts: Vec<Context>,
+    /// Translation of the page that is executed, where data have taken its entry.
+    spared: Spared,
     /// Value of `Ram::noting_epoch` when write tags were last compared with what RAM wants noted.
     noting_epoch: u64,
 }
@@ -128,6 +145,7 @@ impl Tlb {
             pcid: 0,
             guest: None,
             contexts: Vec::with_capacity(CONTEXTS),
+            spared: NOTHING_SPARED,
             noting_epoch: 0,
         }
     }
@@ -181,6 +199,28 @@ impl Tlb {
             .then(|| linear.wrapping_add(entry.addend) as usize)
     }
 
+    /// As `execute_offset`, of the page that is executed where data have taken its entry.
+    pub fn spared_offset(&self, linear: u64, key: u64) -> Option<usize> {
+        (self.spared.tag == (linear & !0xfff | key))
+            .then(|| linear.wrapping_add(self.spared.addend) as usize)
+    }
+
+    /// The entry of `linear` is about to be filled: keeps that of the page that is executed, of which
+    /// `code` are two addresses, with the current key.
+    pub fn spare_code(&mut self, linear: u64, key: u64, code: [u64; 2], code_key: u64) {
+        let slot = slot(linear, key);
+        let Entry {
+            execute, addend, ..
+        } = self.entries[slot];
+        if execute != NEVER && code.map(|at| at & !0xfff | code_key).contains(&execute) {
+            self.spared = Spared {
+                tag: execute,
+                addend,
+                span: self.spans[slot],
+            };
+        }
+    }
+
     /// Caches a translation of the page of `linear` to the RAM page at `offset`: what of reads and fetches
     /// it allows, and of stores. Tags already there for the same page are kept.
     pub fn fill(
@@ -224,6 +264,7 @@ impl Tlb {
     /// Forgets everything in every address space.
     pub fn flush_all(&mut self) {
         self.entries.fill(EMPTY);
+        self.spared = NOTHING_SPARED;
         self.spaces.fill(0);
         self.contexts.clear();
         self.last = 1;
@@ -339,6 +380,10 @@ impl Tlb {
 
     /// INVLPG: forgets whatever maps `linear`, in every address space, with all parts of a large page.
     pub fn flush_page(&mut self, linear: u64) {
+        let Spared { tag, span, .. } = self.spared;
+        if (tag ^ linear) & span & !0xfff == 0 {
+            self.spared = NOTHING_SPARED;
+        }
         for (entry, span) in self.entries.iter_mut().zip(self.spans.iter()) {
             let tag = [entry.read, entry.write, entry.execute]
                 .into_iter()
@@ -356,6 +401,9 @@ impl Tlb {
         let page = linear & !0xfff;
         for kind in [Kind::Supervisor, Kind::SupervisorAc, Kind::User] {
             let key = self.key(kind);
+            if self.spared.tag == page | key {
+                self.spared = NOTHING_SPARED;
+            }
             let entry = &mut self.entries[slot(page, key)];
             if [entry.read, entry.write, entry.execute].contains(&(page | key)) {
                 *entry = EMPTY;
@@ -423,6 +471,34 @@ mod tests {
         tlb.flush_page(0x3f_f000);
         assert_eq!(tlb.read_offset(0x20_3000, 1, key), None);
         assert_eq!(tlb.read_offset(0x40_3000, 1, key), Some(0xa000));
+    }
+
+    #[test]
+    fn the_page_that_is_executed_is_not_lost_to_data() {
+        let mut tlb = Tlb::new();
+        let key = tlb.key(Kind::Supervisor);
+        let (code, data) = (0x5000, 0x5000 + ((SLOTS as u64) << 12));
+        let replace = |tlb: &mut Tlb, rip: u64| {
+            tlb.fill(code, key, 0x9000, !0 << 12, [true, true], Stores::Free);
+            tlb.spare_code(data, key, [rip, rip - 1], key);
+            tlb.fill(data, key, 0xa000, !0 << 12, R, Stores::Free);
+            assert_eq!(tlb.execute_offset(code, key), None);
+            tlb.spared_offset(code + 7, key)
+        };
+        assert_eq!(replace(&mut tlb, 0x4100), None);
+        assert_eq!(replace(&mut tlb, 0x6000), Some(0x9007));
+        let forget: [fn(&mut Tlb); 3] = [
+            |tlb| tlb.flush_page(0x5fff),
+            |tlb| tlb.forget_page(0x5123),
+            Tlb::flush_all,
+        ];
+        for forget in forget {
+            assert_eq!(replace(&mut tlb, 0x5010), Some(0x9007));
+            tlb.flush_page(0x4000);
+            assert_eq!(tlb.spared_offset(code, key), Some(0x9000));
+            forget(&mut tlb);
+            assert_eq!(tlb.spared_offset(code, key), None);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Which pages of RAM were written: one record in RAM, shared out to those who ask at different times.
 
-use hypernest_cpu::{PAGE_SIZE, Ram};
+use hypernest_cpu::{PAGE_SIZE, Ram, RamError};
 
 use crate::engine::{EngineError, missing};
 use crate::machine::Machine;
@@ -41,11 +41,13 @@ impl PageSet {
 pub(crate) struct Dirty {
     /// The user of the library.
     user: Option<PageSet>,
+    /// The mark to go back to.
+    mark: Option<PageSet>,
 }
 
 impl Dirty {
     fn sets(&mut self) -> impl Iterator<Item = &mut PageSet> {
-        self.user.iter_mut()
+        self.user.iter_mut().chain(&mut self.mark)
     }
 
     /// Gives everybody what was written since the last time.
@@ -92,17 +94,53 @@ impl Machine {
             .map_or_else(Vec::new, PageSet::take)
     }
 
+    /// Begins the record of what is written since a mark, which every page is not.
+    pub(crate) fn begin_mark(&mut self) -> Result<(), EngineError> {
+        self.dirty.collect(&mut self.ram);
+        self.begin_tracking()?;
+        self.dirty.mark = Some(PageSet::new(&self.ram));
+        let kept = self.ram.keep_pages();
+        kept.map_err(|error| self.no_memory(&error))
+    }
+
+    /// Ends it.
+    pub(crate) fn end_mark(&mut self) {
+        self.dirty.collect(&mut self.ram);
+        self.dirty.mark = None;
+        self.ram.forget_pages();
+        self.end_tracking();
+    }
+
+    /// Gives RAM the content it had at the mark.
+    pub(crate) fn put_pages_back(&mut self) {
+        self.dirty.collect(&mut self.ram);
+        let pages = self
+            .dirty
+            .mark
+            .as_mut()
+            .map_or_else(Vec::new, PageSet::take);
+        for page in pages {
+            self.ram.put_back(page);
+            if let Some(user) = &mut self.dirty.user {
+                user.insert(page);
+            }
+        }
+    }
+
     fn begin_tracking(&mut self) -> Result<(), EngineError> {
         if self.ram.tracks_dirty() {
             return Ok(());
         }
-        self.ram
-            .track_dirty(true)
-            .map_err(|error| EngineError::Host {
-                engine: self.engine.name(),
-                what: "the record of written pages",
-                why: error.to_string(),
-            })
+        let begun = self.ram.track_dirty(true);
+        begun.map_err(|error| self.no_memory(&error))
+    }
+
+    fn no_memory(&self, error: &RamError) -> EngineError {
+        EngineError::Host {
+            engine: self.engine.name(),
+            what: "the record of written pages",
+            why: error.to_string(),
+        }
     }
 
     /// Ends the record where nobody wants it.

@@ -2,47 +2,11 @@
 
 #[path = "../../../tests/guests/hypervisor.rs"]
 mod hypervisor;
+mod support;
 
 use hypernest_machine::*;
-use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-
-const CODE: u64 = 0x1_0000;
-/// The page table: page numbers are linear ones too.
-const TABLE: u64 = 0x4000;
-/// Data pages of the guest.
-const DATA: u64 = 0x2_0000;
-const PRESENT: u64 = 3;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
-
-/// A machine in 64-bit mode at `code`, on 4 KiB pages that map the first 2 MiB onto themselves.
-fn long(code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Machine {
-    let mut asm = CodeAssembler::new(64).unwrap();
-    code(&mut asm).unwrap();
-    let mut machine = Machine::builder().memory(2 << 20).build().unwrap();
-    let code = asm.assemble(CODE).unwrap();
-    machine.poke_physical(CODE, &code).unwrap();
-    let upper = [(0x1000, 0x2000u64), (0x2000, 0x3000), (0x3000, TABLE)];
-    let lower = (0..512).map(|n| (TABLE + 8 * n, n << 12));
-    for (at, to) in upper.into_iter().chain(lower) {
-        let entry = (to | PRESENT).to_le_bytes();
-        machine.poke_physical(at, &entry).unwrap();
-    }
-    let mut state = machine.read_vcpu(0).unwrap();
-    state.segments.cs.base = 0;
-    state.segments.cs.limit = 0xffff_ffff;
-    state.segments.cs.rights = 0xa09b;
-    state.segments.ss.rights = 0xc093;
-    state.cr0 = 0x8001_0033;
-    state.cr4 = 0x20;
-    state.cr3 = 0x1000;
-    state.msrs.efer = 0x500;
-    state.rip = CODE;
-    state.gpr[4] = 0x9000;
-    machine.write_vcpu(0, &state).unwrap();
-    machine
-}
+use support::long::*;
 
 /// Stores to its data pages and to the page of its code again and again, and clears the accessed and dirty
 /// flags of them all, of which the processor need not hear: what it has cached stays in use.
