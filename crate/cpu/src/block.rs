@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use iced_x86::{Decoder, DecoderError, FlowControl, Instruction};
 
-use crate::lower::{Op, lower};
+use crate::lower::{Op, is_hot_branch, lower};
 use crate::model::Model;
 use crate::ram::Ram;
 use crate::vcpu::CodeSize;
@@ -47,7 +47,25 @@ impl Key {
     }
 }
 
-/// A decoded block: straight-line instructions within one page.
+/// How one block leads to another.
+#[derive(Clone, Copy)]
+pub(crate) enum Way {
+    /// Past its last instruction.
+    Past,
+    /// By the jump of its operation with this [`Op::at`].
+    Jump(u16),
+}
+
+/// What holds a successor.
+#[derive(Clone, Copy)]
+enum Linked {
+    /// [`Block::next`].
+    Block(BlockId),
+    /// [`Op::link`] of the operation of this index.
+    Op(u32),
+}
+
+/// A decoded block: straight-line instructions within one page, with conditional branches out of it.
 pub(crate) struct Block {
     pub key: Key,
     /// First operation and instruction in the cache's arrays.
@@ -59,8 +77,8 @@ pub(crate) struct Block {
     /// Bytes of code.
     pub bytes: u16,
     pub valid: bool,
-    /// Successors of a branch not taken, and taken: within the same page, or [`FAR_BLOCK`].
-    pub links: [BlockId; 2],
+    /// Successor past its last instruction, as in [`Op::link`].
+    pub next: BlockId,
     next_in_bucket: BlockId,
 }
 
@@ -74,8 +92,10 @@ pub(crate) struct CodeCache {
     /// The block last found for a RIP, by a few of its bits.
     recent: Box<[BlockId]>,
     by_page: BTreeMap<u32, Vec<BlockId>>,
-    /// Blocks with a successor, some of them more than once.
-    linked: Vec<BlockId>,
+    /// What has got a successor, each once.
+    linked: Vec<Linked>,
+    /// Blocks end at every branch.
+    pub basic: bool,
     max_block: usize,
     /// Grows when every block is dropped: numbers of blocks from before mean others now.
     pub generation: u64,
@@ -92,6 +112,7 @@ impl CodeCache {
             recent: vec![NO_BLOCK; RECENT].into_boxed_slice(),
             by_page: BTreeMap::new(),
             linked: Vec::new(),
+            basic: false,
             max_block: max_block.clamp(1, MAX_BLOCK),
             generation: 0,
         }
@@ -110,20 +131,14 @@ impl CodeCache {
         ram.forget_code();
     }
 
-    /// Makes `next` the successor of a block in one of its two slots.
-    pub fn link(&mut self, id: BlockId, slot: usize, next: BlockId) {
-        let links = &mut self.blocks[id as usize].links;
-        if *links == [NO_BLOCK; 2] {
-            self.linked.push(id);
-        }
-        links[slot] = next;
-    }
-
     /// Forgets which block follows which, and which were found last: every way from block to block is
     /// looked up again.
     pub fn unlink(&mut self) {
-        for id in self.linked.drain(..) {
-            self.blocks[id as usize].links = [NO_BLOCK; 2];
+        for link in self.linked.drain(..) {
+            match link {
+                Linked::Block(id) => self.blocks[id as usize].next = NO_BLOCK,
+                Linked::Op(index) => self.ops[index as usize].link = NO_BLOCK,
+            }
         }
         self.recent.fill(NO_BLOCK);
     }
@@ -139,6 +154,39 @@ impl CodeCache {
     /// Makes `id` the block that [`CodeCache::recent`] finds for its key.
     pub fn note_recent(&mut self, id: BlockId) {
         self.recent[recent_slot(self.blocks[id as usize].key.rip)] = id;
+    }
+
+    /// Remembers that `to` follows `from`, where that can never become wrong: within one page. Of 64-bit
+    /// code, that the successor lies elsewhere.
+    pub fn connect(&mut self, from: BlockId, way: Way, to: BlockId) {
+        let b = self.blocks[to as usize].key;
+        let block = &mut self.blocks[from as usize];
+        let a = block.key;
+        if !block.valid || a.size != b.size {
+            return;
+        }
+        let (link, linked) = match way {
+            Way::Past => (&mut block.next, Linked::Block(from)),
+            Way::Jump(at) => {
+                let first = block.first as usize;
+                let ops = &mut self.ops[first..first + usize::from(block.ops)];
+                let Some((n, op)) = ops.iter_mut().enumerate().find(|(_, op)| op.at == at) else {
+                    return;
+                };
+                (&mut op.link, Linked::Op((first + n) as u32))
+            }
+        };
+        let next = if a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 {
+            to
+        } else if a.size == CodeSize::Bits64 {
+            FAR_BLOCK
+        } else {
+            return;
+        };
+        if *link == NO_BLOCK {
+            self.linked.push(linked);
+        }
+        *link = next;
     }
 
     pub fn find(&self, key: &Key) -> Option<BlockId> {
@@ -159,7 +207,7 @@ impl CodeCache {
             for id in self.by_page.remove(page).unwrap_or_default() {
                 let block = &mut self.blocks[id as usize];
                 block.valid = false;
-                block.links = [NO_BLOCK; 2];
+                block.next = NO_BLOCK;
                 let (bucket, next) = (block.key.bucket(), block.next_in_bucket);
                 let mut at = self.buckets[bucket];
                 if at == id {
@@ -195,7 +243,8 @@ impl CodeCache {
                 }
                 bytes = decoder.position();
                 self.instructions.push(instruction);
-                if ends_block(&instruction) {
+                let branches = instruction.flow_control() != FlowControl::Next;
+                if ends_block(&instruction) || self.basic && branches {
                     break;
                 }
             }
@@ -220,7 +269,7 @@ impl CodeCache {
             instructions: count as u16,
             bytes: bytes as u16,
             valid: true,
-            links: [NO_BLOCK; 2],
+            next: NO_BLOCK,
             next_in_bucket: self.buckets[bucket],
         });
         self.buckets[bucket] = id;
@@ -234,5 +283,7 @@ impl CodeCache {
 
 /// Whether an instruction is the last of its block.
 fn ends_block(i: &Instruction) -> bool {
-    i.flow_control() != FlowControl::Next || i.has_rep_prefix() || i.has_repne_prefix()
+    i.flow_control() != FlowControl::Next && !is_hot_branch(i)
+        || i.has_rep_prefix()
+        || i.has_repne_prefix()
 }

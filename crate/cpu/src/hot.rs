@@ -6,7 +6,7 @@
 
 use iced_x86::Instruction;
 
-use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, NO_BLOCK};
+use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, NO_BLOCK, Way};
 use crate::bus::{Bus, Tick};
 use crate::exec;
 use crate::flags::{Flags, Width};
@@ -21,8 +21,8 @@ use crate::vcpu::{CodeSize, Vcpu, reg};
 pub(crate) enum Next {
     /// Nothing is known of the next block.
     Lookup,
-    /// The next block was reached from this one by this successor slot, which it may be linked to.
-    Link(BlockId, usize),
+    /// The next block was reached from this one by this way, which may be linked to it.
+    Link(BlockId, Way),
     /// The next block takes more ticks than are left.
     Budget,
 }
@@ -178,23 +178,25 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
     'blocks: loop {
         let block = &code.blocks[id as usize];
         let count = u64::from(block.instructions);
+        let start = block.key.rip;
         if count > *left {
+            cpu.rip = start;
             return Ok(Next::Budget);
         }
-        let start = block.key.rip;
         let first = block.first as usize;
 
-        // Leaves the block through its last instruction, by a successor known when decoding.
+        // Leaves the block for a successor known when decoding, at $target.
         macro_rules! follow {
-            ($slot:expr) => {{
-                *left -= count;
-                let slot = $slot;
-                let mut next = block.links[slot];
-                if next == FAR_BLOCK {
-                    next = lookup(code, cpu, CodeSize::Bits64).unwrap_or(NO_BLOCK);
-                }
-                if next == NO_BLOCK {
-                    return Ok(Next::Link(id, slot));
+            ($link:expr, $target:expr, $way:expr) => {{
+                let mut next = $link;
+                if next >= FAR_BLOCK {
+                    cpu.rip = $target;
+                    if next == FAR_BLOCK {
+                        next = lookup(code, cpu, CodeSize::Bits64).unwrap_or(NO_BLOCK);
+                    }
+                    if next == NO_BLOCK {
+                        return Ok(Next::Link(id, $way));
+                    }
                 }
                 id = next;
                 continue 'blocks;
@@ -453,27 +455,29 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                     cpu.gpr[reg::RSP] = top;
                 }};
             }
-            macro_rules! branch {
-                ($taken:expr) => {{
-                    if $taken {
-                        cpu.rip = op.imm;
-                        follow!(1)
-                    } else {
-                        cpu.rip = start.wrapping_add(u64::from(op.next));
-                        follow!(0)
-                    }
+            // Leaves the block by a jump after the first $done instructions.
+            macro_rules! jump_to {
+                ($target:expr, $done:expr) => {{
+                    *left -= $done;
+                    follow!(op.link, $target, Way::Jump(op.at))
                 }};
             }
-            macro_rules! fused_branch {
-                ($condition:literal) => {{
-                    if cpu.flags.condition($condition) {
-                        cpu.rip = start.wrapping_add(op.target as i64 as u64);
-                        follow!(1)
-                    } else {
-                        cpu.rip = start.wrapping_add(u64::from(op.next));
-                        follow!(0)
+            macro_rules! branch {
+                ($taken:expr) => {
+                    if $taken {
+                        jump_to!(op.imm, u64::from(op.at) + 1)
                     }
-                }};
+                };
+            }
+            macro_rules! fused_branch {
+                ($condition:literal) => {
+                    if cpu.flags.condition($condition) {
+                        jump_to!(
+                            code.instructions[first + usize::from(op.at) + 1].near_branch64(),
+                            u64::from(op.at) + 2
+                        )
+                    }
+                };
             }
             macro_rules! rr_jump {
                 ($w:ty, $op:ident, $condition:literal) => {{
@@ -938,12 +942,12 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                     let value = get(cpu, from);
                     put::<u64>(cpu, op.dst, value)
                 }
-                Code::JmpRel => branch!(true),
+                Code::JmpRel => jump_to!(op.imm, count),
                 Code::JmpR => jump!(get(cpu, op.src)),
                 Code::JmpM => jump!(load!(u64, address(cpu, op))),
                 Code::CallRel => {
                     push!(start.wrapping_add(u64::from(op.next)));
-                    branch!(true)
+                    jump_to!(op.imm, count)
                 }
                 Code::CallR => call!(get(cpu, op.src)),
                 Code::CallM => call!(load!(u64, address(cpu, op))),
@@ -1175,9 +1179,13 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                 }
             }
         }
-        // Past the last instruction without a branch: the block was full or its page ended.
-        cpu.rip = start.wrapping_add(u64::from(block.bytes));
-        follow!(0);
+        // Past the last instruction.
+        *left -= count;
+        follow!(
+            block.next,
+            start.wrapping_add(u64::from(block.bytes)),
+            Way::Past
+        )
     }
 }
 

@@ -6,6 +6,7 @@
 use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind, Register};
 
 use crate::block::Key;
+use crate::block::{BlockId, NO_BLOCK};
 use crate::mem::canonical;
 use crate::model::Model;
 use crate::quiet::{join_copies, quieten};
@@ -540,8 +541,8 @@ pub(crate) struct Op {
     pub at: u16,
     /// End of the instruction, from the start of the block.
     pub next: u16,
-    /// Target of a fused branch, from the start of the block.
-    pub target: i32,
+    /// Block that the jump of this operation leads to: within the same page, or [`FAR_BLOCK`](crate::block::FAR_BLOCK).
+    pub link: BlockId,
 }
 
 /// ALU operations in the order of the rows of [`ALU`].
@@ -953,10 +954,7 @@ fn hot(i: &Instruction, op: &mut Op) -> Option<Code> {
             (op.dst, op.src) = (xmm(i.op_register(0))?, xmm(i.op_register(1))?);
             Some(PxorXx)
         }
-        _ if i.is_jcc_short_or_near()
-            && i.op_kind(0) == OpKind::NearBranch64
-            && canonical(i.near_branch64()) =>
-        {
+        _ if is_hot_branch(i) => {
             op.imm = i.near_branch64();
             Some(JCC[condition(i) as usize])
         }
@@ -982,6 +980,7 @@ fn hot(i: &Instruction, op: &mut Op) -> Option<Code> {
 fn operation(i: &Instruction, at: usize, key: Key, model: &Model) -> Op {
     let zero = reg::ZERO as u8;
     let blank = Op {
+        link: NO_BLOCK,
         base: zero,
         index: zero,
         seg: zero,
@@ -1005,19 +1004,22 @@ fn operation(i: &Instruction, at: usize, key: Key, model: &Model) -> Op {
     }
 }
 
+/// Whether an instruction is a conditional branch with an operation of its own.
+pub(crate) fn is_hot_branch(i: &Instruction) -> bool {
+    i.is_jcc_short_or_near() && i.op_kind(0) == OpKind::NearBranch64 && canonical(i.near_branch64())
+}
+
 /// Appends the operations of a block's instructions.
 pub(crate) fn lower(block: &[Instruction], key: Key, model: &Model, ops: &mut alloc::vec::Vec<Op>) {
     let first = ops.len();
     for (at, i) in block.iter().enumerate() {
         let op = operation(i, at, key, model);
-        // Only the last instruction of a block branches, so at most one pair is fused.
         if let Some(before) = ops[first..].last_mut()
             && i.is_jcc_short_or_near()
-            && let Ok(target) = i32::try_from(op.imm.wrapping_sub(key.rip) as i64)
             && JCC.contains(&op.code)
             && let Some(code) = fused(before.code, condition(i))
         {
-            (before.code, before.next, before.target) = (code, op.next, target);
+            before.code = code;
         } else {
             ops.push(op);
         }

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use hypernest_vmcs::{ExitReason, NestedState};
 use iced_x86::{Decoder, DecoderError, Instruction};
 
-use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, MAX_BLOCK};
+use crate::block::{BlockId, CodeCache, Key, MAX_BLOCK, Way};
 use crate::bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 use crate::clock;
 use crate::coverage::Coverage;
@@ -22,7 +22,7 @@ use crate::ram::Ram;
 use crate::save::StateError;
 use crate::state::{Activity, VcpuState};
 use crate::trap::{Exec, GP0, Trap, UD};
-use crate::vcpu::{CodeSize, Seg, Vcpu};
+use crate::vcpu::{Seg, Vcpu};
 use crate::vmx::exit::{self, Exit};
 use crate::vmx::pml::Marks;
 use crate::vmx::{self, NestedRefused, NestedReport, VmxProfile};
@@ -354,8 +354,9 @@ impl Processor {
 
     /// Notes the blocks that are executed from now on, or ends that. What was noted before is given back.
     /// Nothing in the guest can notice.
-    pub fn set_coverage(&mut self, coverage: Option<Coverage>) -> Option<Coverage> {
-        self.code.unlink();
+    pub fn set_coverage(&mut self, ram: &mut Ram, coverage: Option<Coverage>) -> Option<Coverage> {
+        self.code.clear(ram);
+        self.code.basic = coverage.is_some();
         core::mem::replace(&mut self.coverage, coverage)
     }
 
@@ -539,7 +540,7 @@ impl Processor {
             Trap::VmxAbort(indicator) => Pause::Stop(Stop::VmxAbort { vcpu, indicator }),
             _ => Pause::Stop(Stop::Shutdown { vcpu }),
         };
-        let mut link: Option<(BlockId, usize)> = None;
+        let mut link: Option<(BlockId, Way)> = None;
         while *left > 0 {
             if ram.code_was_written() {
                 self.code.invalidate(&ram.take_code_writes());
@@ -599,10 +600,10 @@ impl Processor {
                 let generation = self.code.generation;
                 match find(&mut self.code, x, self.coverage.is_none()) {
                     Ok(Some(id)) => {
-                        if let Some((from, slot)) = link.take()
+                        if let Some((from, way)) = link.take()
                             && generation == self.code.generation
                         {
-                            connect(&mut self.code, from, slot, id);
+                            self.code.connect(from, way, id);
                         }
                         // The block may be the first code on its page.
                         x.cpu.tlb.withhold(x.ram);
@@ -618,7 +619,7 @@ impl Processor {
             link = None;
             match outcome {
                 Ok(Next::Lookup) => {}
-                Ok(Next::Link(id, slot)) => link = Some((id, slot)),
+                Ok(Next::Link(id, way)) => link = Some((id, way)),
                 Ok(Next::Budget) => {
                     // Too few ticks for the whole block: singly to the deadline.
                     while *left > 0 && !x.cpu.leave_block {
@@ -670,22 +671,8 @@ fn take(x: &mut Ctx, trap: Trap) -> Exec {
     }
 }
 
-/// Remembers that `to` follows `from`, where that can never become wrong: within one page. Of 64-bit
-/// code, that the successor lies elsewhere.
-fn connect(code: &mut CodeCache, from: BlockId, slot: usize, to: BlockId) {
-    let (a, b) = (code.blocks[from as usize].key, code.blocks[to as usize].key);
-    if !code.blocks[from as usize].valid || a.size != b.size {
-        return;
-    }
-    if a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 {
-        code.link(from, slot, to);
-    } else if a.size == CodeSize::Bits64 {
-        code.link(from, slot, FAR_BLOCK);
-    }
-}
-
-/// The block at RIP, which the hot loop may find itself the next time where `note`. `None` where the instruction there cannot be cached: it crosses a page or is
-/// not in RAM.
+/// The block at RIP. `None` where the instruction there cannot be cached: it crosses a page or is
+/// not in RAM. Where `note`, the hot loop may find it itself the next time.
 fn find(code: &mut CodeCache, x: &mut Ctx, note: bool) -> Exec<Option<BlockId>> {
     let linear = x.check_fetch(1)?;
     let (Some(offset), _) = x.code_at(linear)? else {

@@ -315,9 +315,10 @@ pub trait Engine: Send {
     /// Notes the blocks that are executed from now on, or ends that. What was noted before is given back.
     fn set_coverage(
         &mut self,
+        ram: &mut Ram,
         coverage: Option<Coverage>,
     ) -> Result<Option<Coverage>, EngineError> {
-        let _ = coverage;
+        let _ = (ram, coverage);
         Err(missing(self.name(), "record of executed blocks"))
     }
 
@@ -538,9 +539,10 @@ impl Engine for SoftwareEngine {
 
     fn set_coverage(
         &mut self,
+        ram: &mut Ram,
         coverage: Option<Coverage>,
     ) -> Result<Option<Coverage>, EngineError> {
-        Ok(self.processor.set_coverage(coverage))
+        Ok(self.processor.set_coverage(ram, coverage))
     }
 
     fn coverage(&mut self) -> Option<&mut Coverage> {

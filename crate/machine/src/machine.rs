@@ -418,7 +418,7 @@ impl Machine {
         &mut self,
         coverage: Option<Coverage>,
     ) -> Result<Option<Coverage>, EngineError> {
-        self.engine.set_coverage(coverage)
+        self.engine.set_coverage(&mut self.ram, coverage)
     }
 
     /// What is noted of the blocks that are executed, to look at or to clear.
