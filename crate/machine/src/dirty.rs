@@ -3,6 +3,7 @@
 use hypernest_cpu::{PAGE_SIZE, Ram, RamError};
 
 use crate::engine::{EngineError, missing};
+use crate::hash::PageHashes;
 use crate::machine::Machine;
 
 /// A set of RAM pages.
@@ -43,11 +44,14 @@ pub(crate) struct Dirty {
     user: Option<PageSet>,
     /// The mark to go back to.
     mark: Option<PageSet>,
+    /// The hashes that are kept.
+    hashes: Option<(PageSet, PageHashes)>,
 }
 
 impl Dirty {
     fn sets(&mut self) -> impl Iterator<Item = &mut PageSet> {
-        self.user.iter_mut().chain(&mut self.mark)
+        let hashed = self.hashes.iter_mut().map(|(set, _)| set);
+        self.user.iter_mut().chain(&mut self.mark).chain(hashed)
     }
 
     /// Gives everybody what was written since the last time.
@@ -94,6 +98,44 @@ impl Machine {
             .map_or_else(Vec::new, PageSet::take)
     }
 
+    /// Keeps hashes of pages from now on, so that [`Machine::kept_hash`] reads what has changed alone; or ends that.
+    /// They take 16 bytes for each page.
+    ///
+    /// # Errors
+    /// As those of [`Machine::track_dirty`].
+    pub fn keep_hashes(&mut self, on: bool) -> Result<(), EngineError> {
+        if !self.capabilities().dirty_tracking {
+            return Err(missing(self.engine.name(), "record of written pages"));
+        }
+        self.dirty.collect(&mut self.ram);
+        self.dirty.hashes = None;
+        if on {
+            self.begin_tracking()?;
+            let hashes = PageHashes::new(self.ram.bytes());
+            self.dirty.hashes = Some((PageSet::new(&self.ram), hashes));
+        }
+        self.end_tracking();
+        Ok(())
+    }
+
+    /// The same as [`Machine::state_hash`], at the cost of what has changed since this was last asked where
+    /// [`Machine::keep_hashes`] is on.
+    ///
+    /// # Errors
+    /// Only when the host behind the engine fails.
+    pub fn kept_hash(&mut self) -> Result<u64, EngineError> {
+        self.dirty.collect(&mut self.ram);
+        let state = self.state()?;
+        let bytes = self.ram.bytes();
+        let Some((set, hashes)) = &mut self.dirty.hashes else {
+            return Ok(state.hash(bytes));
+        };
+        for page in set.take() {
+            hashes.update(bytes, page);
+        }
+        Ok(hashes.hash(state.hash_alone()))
+    }
+
     /// Begins the record of what is written since a mark, which every page is not.
     pub(crate) fn begin_mark(&mut self) -> Result<(), EngineError> {
         self.dirty.collect(&mut self.ram);
@@ -121,8 +163,9 @@ impl Machine {
             .map_or_else(Vec::new, PageSet::take);
         for page in pages {
             self.ram.put_back(page);
-            if let Some(user) = &mut self.dirty.user {
-                user.insert(page);
+            let hashed = self.dirty.hashes.as_mut().map(|(set, _)| set);
+            for set in self.dirty.user.iter_mut().chain(hashed) {
+                set.insert(page);
             }
         }
     }

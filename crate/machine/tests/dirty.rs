@@ -135,6 +135,26 @@ fn no_change_escapes_under_vmx() {
     assert!(rounds > 10);
 }
 
+#[test]
+fn a_hash_that_is_kept_is_that_of_the_state() {
+    let mut machine = shifty();
+    machine.keep_hashes(true).unwrap();
+    let mark = machine.mark().unwrap();
+    for round in 1..20 {
+        machine.run(&Until::tick(round * 777)).unwrap();
+        let hash = machine.state_hash().unwrap();
+        assert_eq!(machine.kept_hash().unwrap(), hash, "round {round}");
+    }
+    machine.poke_physical(0x5000, &[1]).unwrap();
+    machine.kept_hash().unwrap();
+    machine.go_back(&mark).unwrap();
+    assert_eq!(machine.kept_hash().unwrap(), machine.state_hash().unwrap());
+    machine.forget_mark();
+    machine.keep_hashes(false).unwrap();
+    assert!(!machine.ram().tracks_dirty());
+    assert_eq!(machine.kept_hash().unwrap(), machine.state_hash().unwrap());
+}
+
 /// Writes by DMA where it is told.
 struct Writer;
 
