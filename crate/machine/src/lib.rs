@@ -25,7 +25,7 @@ mod device;
 pub mod devices;
 mod diff;
 mod engine;
-mod hash;
+pub mod hash;
 mod interrupts;
 pub mod layout;
 mod machine;

@@ -2,3 +2,5 @@
 //!
 //! Knows the machine through its public interface and bytes through traits: no files, sockets,
 //! threads or clocks. Those who call it bring them.
+
+pub mod live;
