@@ -11,8 +11,6 @@ use super::{Failure, Identity, MOST_WAIT, Settings, Unprinted, lock, read_state}
 
 /// What arrived is acknowledged after so many bytes.
 const ACKNOWLEDGE: u64 = 256 << 10;
-/// Frames in one call of [`Destination::poll`] at most.
-const FRAMES: usize = 64;
 /// Microseconds to wait where nothing else says how long.
 const SHORT: u64 = 10_000;
 
@@ -309,19 +307,14 @@ impl Destination {
         let silence = self.settings.silence;
         let deadline = *self.deadline.get_or_insert(now.saturating_add(silence));
         let mut reader = std::mem::take(&mut self.reader);
-        let mut heard = Ok(false);
-        for _ in 0..FRAMES {
-            if !matches!(self.phase, Phase::Hello | Phase::Receiving | Phase::Ready) {
-                break;
-            }
+        let mut heard = Ok(true);
+        while self.listens() && matches!(heard, Ok(true)) {
             heard = self.hear_one(&mut reader, now);
-            if !matches!(heard, Ok(true)) {
-                break;
-            }
         }
         self.reader = reader;
-        // There may be more of what arrived; the link's end comes after it.
-        if heard? || !matches!(self.phase, Phase::Hello | Phase::Receiving | Phase::Ready) {
+        heard?;
+        // The link's end comes after what arrived before it.
+        if !self.listens() {
             return Ok(());
         }
         if self.link_ended {
@@ -331,6 +324,10 @@ impl Destination {
             return Err(Failure::Silent(silence));
         }
         Ok(())
+    }
+
+    fn listens(&self) -> bool {
+        matches!(self.phase, Phase::Hello | Phase::Receiving | Phase::Ready)
     }
 
     /// Deals with one frame; false where none is here.
