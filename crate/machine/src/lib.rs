@@ -27,7 +27,7 @@ mod diff;
 mod dirty;
 mod disks;
 mod engine;
-mod hash;
+pub mod hash;
 mod interrupts;
 pub mod layout;
 mod machine;
