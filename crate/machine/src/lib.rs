@@ -29,6 +29,7 @@ mod disks;
 mod engine;
 pub mod hash;
 mod interrupts;
+mod inventory;
 pub mod layout;
 mod machine;
 mod mark;
@@ -54,6 +55,7 @@ pub use hypernest_cpu::{
     VcpuState, VmxChoice, VmxError, VmxLayouts, VmxProfile, VmxRefused, WhenFull,
 };
 pub use interrupts::{Interrupts, InterruptsState, Source};
+pub use inventory::DeviceInfo;
 pub use machine::{Machine, NotMapped, Stop, Until};
 pub use mark::{Mark, MarkError};
 pub use observer::{Access, AccessKind, AtBreakpoint, Flow, Observer};
