@@ -70,6 +70,10 @@ pub(crate) struct CodeCache {
     /// The block last found for a RIP, by a few of its bits.
     recent: Box<[BlockId]>,
     by_page: BTreeMap<u32, Vec<BlockId>>,
+    /// Operations that have got a successor, each once.
+    linked: Vec<u32>,
+    /// Blocks end at every branch.
+    pub basic: bool,
     max_block: usize,
     /// Grows when every block is dropped: numbers of blocks from before mean others now.
     pub generation: u64,
@@ -85,6 +89,8 @@ impl CodeCache {
             buckets: vec![NO_BLOCK; BUCKETS].into_boxed_slice(),
             recent: vec![NO_BLOCK; RECENT].into_boxed_slice(),
             by_page: BTreeMap::new(),
+            linked: Vec::new(),
+            basic: false,
             max_block: max_block.clamp(1, MAX_BLOCK),
             generation: 0,
         }
@@ -99,7 +105,17 @@ impl CodeCache {
         self.buckets.fill(NO_BLOCK);
         self.recent.fill(NO_BLOCK);
         self.by_page.clear();
+        self.linked.clear();
         ram.forget_code();
+    }
+
+    /// Forgets which block follows which, and which were found last: every way from block to block is
+    /// looked up again.
+    pub fn unlink(&mut self) {
+        for index in self.linked.drain(..) {
+            self.ops[index as usize].link = NO_BLOCK;
+        }
+        self.recent.fill(NO_BLOCK);
     }
 
     /// The block at `key`, if it is the one last noted for such an address.
@@ -132,7 +148,10 @@ impl CodeCache {
         };
         let first = from.first as usize + 1;
         let ops = &mut self.ops[first..=first + usize::from(from.ops)];
-        if let Some(op) = ops.iter_mut().find(|op| op.at == at) {
+        if let Some((n, op)) = ops.iter_mut().enumerate().find(|(_, op)| op.at == at) {
+            if op.link == NO_BLOCK {
+                self.linked.push((first + n) as u32);
+            }
             op.link = link;
         }
     }
@@ -193,7 +212,8 @@ impl CodeCache {
                 }
                 bytes = decoder.position();
                 self.instructions.push(instruction);
-                if ends_block(&instruction) {
+                let branches = instruction.flow_control() != FlowControl::Next;
+                if ends_block(&instruction) || self.basic && branches {
                     break;
                 }
             }

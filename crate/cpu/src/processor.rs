@@ -10,6 +10,7 @@ use iced_x86::{Decoder, DecoderError, Instruction};
 use crate::block::{BlockId, CodeCache, Key, MAX_BLOCK};
 use crate::bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 use crate::clock;
+use crate::coverage::Coverage;
 use crate::exec;
 use crate::flags::bit;
 use crate::hot::{self, Next};
@@ -159,6 +160,7 @@ pub struct Processor {
     /// The breakpoint just reported does not stop the same instruction again.
     passed: Option<(usize, u64)>,
     tracer: Option<Tracer>,
+    coverage: Option<Coverage>,
     /// Retired instructions, or those that faulted; idle time not included.
     instructions: u64,
     /// With the vCPU whose turn it is, while it executes.
@@ -196,6 +198,7 @@ impl Processor {
             breakpoints: Vec::new(),
             passed: None,
             tracer: None,
+            coverage: None,
             instructions: 0,
             watch: Some(Box::new(Watch::new(
                 config.cpus as usize,
@@ -222,6 +225,7 @@ impl Processor {
     /// Sets machine time and the turn, for a machine that continues from saved state.
     pub fn set_time(&mut self, now: Tick, turn: (usize, Tick)) {
         self.now = now;
+        self.passed = None;
         self.current = turn.0.min(self.vcpus.len() - 1);
         self.turn_left = turn.1.clamp(1, TURN);
     }
@@ -333,6 +337,32 @@ impl Processor {
         for cpu in &mut self.vcpus {
             cpu.flush_tlb();
         }
+    }
+
+    /// Forgets cached translations, and of decoded code only what depends on how it came to be executed: to go
+    /// on after this is to go on as after [`Processor::flush`], at less cost. RAM must have been changed
+    /// in no other ways than those of [`Ram`].
+    pub fn rewind(&mut self, ram: &mut Ram) {
+        if ram.code_was_written() {
+            self.code.invalidate(&ram.take_code_writes());
+        }
+        self.code.unlink();
+        for cpu in &mut self.vcpus {
+            cpu.flush_tlb();
+        }
+    }
+
+    /// Notes the blocks that are executed from now on, or ends that. What was noted before is given back.
+    /// Nothing in the guest can notice.
+    pub fn set_coverage(&mut self, ram: &mut Ram, coverage: Option<Coverage>) -> Option<Coverage> {
+        self.code.clear(ram);
+        self.code.basic = coverage.is_some();
+        core::mem::replace(&mut self.coverage, coverage)
+    }
+
+    /// What is noted of the blocks that are executed.
+    pub fn coverage(&mut self) -> Option<&mut Coverage> {
+        self.coverage.as_mut()
     }
 
     /// Guest-physical address of a linear one in a vCPU's current address space, with supervisor
@@ -517,7 +547,7 @@ impl Processor {
                 link = None;
             }
             let cpu = &mut self.vcpus[vcpu];
-            cpu.tlb.note_code(ram);
+            cpu.tlb.withhold(ram);
             let x = &mut Ctx {
                 cpu,
                 ram,
@@ -552,6 +582,11 @@ impl Processor {
                 || x.cpu.mov_ss_shadow
                 || !self.breakpoints.is_empty()
                 || self.tracer.is_some();
+            if let Some(coverage) = &mut self.coverage {
+                coverage.enter(x.cpu, vcpu, x.linear_rip());
+                // The next block is to be found here too.
+                link = None;
+            }
             let outcome = if one_by_one {
                 let rip = x.linear_rip();
                 if self.breakpoints.binary_search(&rip).is_ok()
@@ -563,7 +598,7 @@ impl Processor {
                 step(x, left, self.tracer.as_mut().map(|t| (t, vcpu))).map(|()| Next::Lookup)
             } else {
                 let generation = self.code.generation;
-                match find(&mut self.code, x) {
+                match find(&mut self.code, x, self.coverage.is_none()) {
                     Ok(Some(id)) => {
                         if let Some((from, at)) = link.take()
                             && generation == self.code.generation
@@ -571,7 +606,7 @@ impl Processor {
                             self.code.connect(from, at, id);
                         }
                         // The block may be the first code on its page.
-                        x.cpu.tlb.note_code(x.ram);
+                        x.cpu.tlb.withhold(x.ram);
                         hot::run(&self.code, id, x, left)
                     }
                     Ok(None) => step(x, left, None).map(|()| Next::Lookup),
@@ -637,8 +672,8 @@ fn take(x: &mut Ctx, trap: Trap) -> Exec {
 }
 
 /// The block at RIP. `None` where the instruction there cannot be cached: it crosses a page or is
-/// not in RAM.
-fn find(code: &mut CodeCache, x: &mut Ctx) -> Exec<Option<BlockId>> {
+/// not in RAM. Where `note`, the hot loop may find it itself the next time.
+fn find(code: &mut CodeCache, x: &mut Ctx, note: bool) -> Exec<Option<BlockId>> {
     let linear = x.check_fetch(1)?;
     let (Some(offset), _) = x.code_at(linear)? else {
         return Ok(None);
@@ -658,13 +693,15 @@ fn find(code: &mut CodeCache, x: &mut Ctx) -> Exec<Option<BlockId>> {
             None => return Ok(None),
         },
     };
-    code.note_recent(id);
+    if note {
+        code.note_recent(id);
+    }
     Ok(x.inside_limit(code, id).then_some(id))
 }
 
 impl Ctx<'_> {
     /// Linear address of the next instruction.
-    fn linear_rip(&self) -> u64 {
+    pub(crate) fn linear_rip(&self) -> u64 {
         if self.cpu.is_64() {
             self.cpu.rip
         } else {

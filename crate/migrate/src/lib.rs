@@ -4,6 +4,7 @@
 //! threads or clocks. Those who call it bring them.
 
 pub mod hello;
+pub mod live;
 pub mod pages;
 pub mod section;
 pub mod snapshot;

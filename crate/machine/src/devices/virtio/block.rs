@@ -106,6 +106,7 @@ impl Block {
         &*self.image
     }
 
+    /// Whether the guest cannot write it.
     pub(crate) fn is_read_only(&self) -> bool {
         self.read_only
     }
