@@ -1,10 +1,23 @@
 // The page's side of the Worker: requests as promises, events of the current machine only.
 
-import type { EventMessage, Guest, ImageKind, Request, RequestMessage, Status } from './protocol';
+import type {
+  Arrived,
+  EventMessage,
+  Guest,
+  ImageKind,
+  LinkTo,
+  Migration,
+  MigrationOptions,
+  Request,
+  RequestMessage,
+  Status,
+} from './protocol';
 
 export interface Listener {
   serial(bytes: Uint8Array): void;
   status(status: Status): void;
+  migration(migration: Migration): void;
+  arrived(arrived: Arrived): void;
   progress(name: string, loaded: number, total: number | undefined): void;
   /** The Worker itself is gone; the next boot starts another. */
   broken(message: string): void;
@@ -46,6 +59,26 @@ export class MachineClient {
     this.tell({ kind: 'shown', bytes });
   }
 
+  /** Gives the machine to the other side. */
+  async send(link: LinkTo, options: MigrationOptions): Promise<void> {
+    await this.ask({ kind: 'send', link, options });
+  }
+
+  /** Takes the other side's machine in place of the present one. */
+  async receive(link: LinkTo, options: MigrationOptions): Promise<void> {
+    this.generation += 1;
+    await this.ask({ kind: 'receive', link, options });
+  }
+
+  cancel(): void {
+    this.tell({ kind: 'cancel' });
+  }
+
+  /** Settles whose an undecided machine is; the release code where it is given up. */
+  async settle(keep: boolean, code: string | undefined): Promise<string | undefined> {
+    return (await this.ask({ kind: 'settle', keep, code })) as string | undefined;
+  }
+
   /** Names the machine that events now come from. */
   current(): number {
     return this.generation;
@@ -68,7 +101,8 @@ export class MachineClient {
     const message: RequestMessage = { ...request, id, generation: this.generation };
     return new Promise((resolve, reject) => {
       this.waiting.set(id, { resolve, reject });
-      this.start().postMessage(message);
+      const transfer = 'link' in request && request.link.via === 'port' ? [request.link.port] : [];
+      this.start().postMessage(message, transfer);
     });
   }
 
@@ -107,6 +141,10 @@ export class MachineClient {
         return this.listener.serial(event.bytes);
       case 'status':
         return this.listener.status(event.status);
+      case 'migration':
+        return this.listener.migration(event.migration);
+      case 'arrived':
+        return this.listener.arrived(event.arrived);
       case 'progress':
         return this.listener.progress(event.name, event.loaded, event.total);
     }

@@ -3,7 +3,9 @@
 import { MachineClient } from './client';
 import { Console } from './console';
 import { GREETING, guestFromFiles, HYPERVISOR, servedGuests } from './guests';
-import type { Guest } from './protocol';
+import { NOTHING_MIGRATES, type MigrateState } from './migrate-view';
+import type { Guest, LinkTo } from './protocol';
+import { askOpener, FOR_OPENER, openTab, Tabs } from './tabs';
 import { type Actions, show, type State } from './view';
 
 const element = (id: string): HTMLElement => document.getElementById(id) as HTMLElement;
@@ -19,11 +21,16 @@ const state: State = {
   status: undefined,
   error: undefined,
   alone: false,
+  migrate: NOTHING_MIGRATES,
 };
 
 function update(change: Partial<State>): void {
   Object.assign(state, change);
   show(state, actions, bar, foot);
+}
+
+function migrate(change: Partial<MigrateState>): void {
+  update({ migrate: { ...state.migrate, ...change } });
 }
 
 const client = new MachineClient({
@@ -35,6 +42,15 @@ const client = new MachineClient({
     });
   },
   status: (status) => update({ status, booting: false, progress: undefined }),
+  migration: (migration) => migrate({ migration }),
+  arrived: (arrived) => {
+    const name = `A machine from ${state.migrate.peer}`;
+    const kernel = { from: 'elsewhere', name } as const;
+    const guest = received ?? { name, kernel, cmdline: '', ...arrived };
+    const others = state.guests.filter((one) => one.name !== guest.name);
+    update({ guests: [...others, guest], guest, booting: false });
+    terminal.focus();
+  },
   progress: (name, loaded, total) => update({ progress: { name, loaded, total } }),
   broken: (error) => update({ error, status: undefined, booting: false, progress: undefined }),
 });
@@ -48,7 +64,10 @@ const terminal = new Console(
 // ---- what the user can do ----
 
 async function boot(guest: Guest): Promise<void> {
+  if (guest.kernel.from === 'elsewhere') return update({ error: `${guest.name} cannot be built anew here: choose another guest.` });
+  tabs.stop();
   update({ guest, booting: true, status: undefined, error: undefined, progress: undefined });
+  migrate({ migration: undefined, waiting: false, ourCode: undefined });
   terminal.clear();
   const booted = client.boot(guest);
   const machine = client.current();
@@ -72,7 +91,75 @@ async function bootFiles(files: readonly File[]): Promise<void> {
   }
 }
 
+// ---- migration ----
+
+/** What the other tab says that its machine was booted from. */
+let received: Guest | undefined;
+
+const tabs = new Tabs((waiting) => migrate({ tabs: waiting }));
+
+async function send(peer: string, link: () => LinkTo | Promise<LinkTo>): Promise<void> {
+  migrate({ open: true, migration: undefined, peer, ourCode: undefined });
+  try {
+    await client.send(await link(), { token: state.migrate.token });
+  } catch (error) {
+    update({ error: (error as Error).message });
+  }
+}
+
+async function receive(peer: string, link: LinkTo, guest: Guest | undefined): Promise<void> {
+  received = guest;
+  tabs.stop();
+  update({ error: undefined, progress: undefined, status: undefined });
+  migrate({ open: true, waiting: false, migration: undefined, peer, ourCode: undefined });
+  terminal.clear();
+  try {
+    await client.receive(link, { token: state.migrate.token });
+  } catch (error) {
+    update({ error: (error as Error).message });
+  }
+}
+
+/** What another tab can boot too: a guest of files goes along as well. */
+const portable = (): Guest | undefined => (state.guest?.kernel.from === 'elsewhere' ? undefined : state.guest);
+
 const actions: Actions = {
+  migrate,
+  sendToTab() {
+    const tab = state.migrate.tabs.find(({ id }) => id === state.migrate.tab) ?? state.migrate.tabs[0];
+    if (!tab) return;
+    void send('another tab', async () => ({ via: 'channel', name: await tabs.call(tab.id, portable()) }));
+  },
+  sendToNewTab() {
+    void send('a new tab', async () => ({ via: 'port', port: await openTab(portable()) }));
+  },
+  sendToAddress() {
+    const url = state.migrate.address;
+    void send(url, () => ({ via: 'socket', url }));
+  },
+  receiveFromTab() {
+    if (state.migrate.waiting) {
+      tabs.stop();
+      return migrate({ waiting: false });
+    }
+    const title = `Tab opened at ${new Date(performance.timeOrigin).toLocaleTimeString()}`;
+    tabs.wait(title, ({ channel, guest }) => void receive('another tab', { via: 'channel', name: channel }, guest));
+    migrate({ waiting: true, open: true });
+  },
+  receiveFromAddress() {
+    const url = state.migrate.address;
+    void receive(url, { via: 'socket', url }, undefined);
+  },
+  cancelMigration() {
+    client.cancel();
+  },
+  settle(how) {
+    const code = how === 'with-code' ? state.migrate.theirCode : undefined;
+    client.settle(how !== 'give-up', code).then(
+      (ourCode) => migrate({ ourCode }),
+      (error: unknown) => update({ error: (error as Error).message }),
+    );
+  },
   toggle() {
     if (state.status?.state === 'running') client.pause();
     else if (state.status?.state === 'paused') client.run();
@@ -133,7 +220,14 @@ async function start(): Promise<void> {
   const [served] = await Promise.all([servedGuests(), terminal.open()]);
   const guests = [HYPERVISOR, ...served, GREETING];
   update({ guests, alone: served.length === 0 });
-  const wanted = new URLSearchParams(location.search).get('guest');
+  const query = new URLSearchParams(location.search);
+  if (query.get('receive') === FOR_OPENER) {
+    // A reload finds nobody who would give a machine again.
+    history.replaceState(undefined, '', location.pathname);
+    const { port, guest } = await askOpener();
+    return receive('the tab that opened this one', { via: 'port', port }, guest);
+  }
+  const wanted = query.get('guest');
   const guest = guests.find(({ name }) => name === (wanted ?? HYPERVISOR.name));
   if (guest) await boot(guest);
   else update({ error: `There is no guest ${wanted} here: choose another.`, guest: HYPERVISOR, booting: false });

@@ -2,6 +2,7 @@
 
 import { html, nothing, render, svg, type TemplateResult } from 'lit-html';
 import { live } from 'lit-html/directives/live.js';
+import { type MigrateActions, type MigrateState, migrateSection } from './migrate-view';
 import type { Guest, Status, Vmx } from './protocol';
 
 const MIB = 1024 * 1024;
@@ -30,9 +31,10 @@ export interface State {
   error: string | undefined;
   /** Only the built-in guests are here: say what else can be done. */
   alone: boolean;
+  migrate: MigrateState;
 }
 
-export interface Actions {
+export interface Actions extends MigrateActions {
   toggle(): void;
   reset(): void;
   choose(guest: Guest): void;
@@ -42,7 +44,8 @@ export interface Actions {
 }
 
 export function show(state: State, actions: Actions, bar: HTMLElement, foot: HTMLElement): void {
-  render([header(state, actions), controls(state, actions), options(state, actions), notices(state, actions)], bar);
+  const migrate = migrateSection(state.migrate, state.status?.state, actions);
+  render([header(state, actions), controls(state, actions), options(state, actions), migrate, notices(state, actions)], bar);
   render(footer(state), foot);
   document.documentElement.dataset['state'] = condition(state).word;
 }
@@ -69,13 +72,15 @@ function header(state: State, actions: Actions): TemplateResult {
 function controls(state: State, actions: Actions): TemplateResult {
   const running = state.status?.state === 'running';
   const { word, text } = condition(state);
+  /** Neither here nor gone: what a Start would end. */
+  const away = state.status?.state === 'receiving' || state.status?.state === 'undecided';
   const { instructions = 0, exits = 0, ticks = 0, mips = 0 } = state.status ?? {};
   const verb = running ? 'Pause' : state.status?.state === 'paused' ? 'Resume' : 'Start';
   return html`<div class="controls" role="toolbar" aria-label="Machine">
-    <button class="primary" id="toggle" ?disabled=${state.booting || !state.guest} @click=${actions.toggle}>
+    <button class="primary" id="toggle" ?disabled=${state.booting || !state.guest || away} @click=${actions.toggle}>
       ${running ? pauseIcon : playIcon}<span>${verb}</span>
     </button>
-    <button id="reset" ?disabled=${!state.guest} @click=${actions.reset}>${resetIcon}<span>Reset</span></button>
+    <button id="reset" ?disabled=${!state.guest || state.guest.kernel.from === 'elsewhere'} @click=${actions.reset}>${resetIcon}<span>Reset</span></button>
     <span class="state" role="status" data-word=${word}>${text}</span>
     <dl>
       ${metric('Speed', mips > 0 ? `${mips.toFixed(mips < 10 ? 1 : 0)} MIPS` : '–', 'speed')}
@@ -166,6 +171,10 @@ function condition({ booting, status }: State): { word: string; text: string } {
       return status.load < IDLE_LOAD ? { word: 'idle', text: 'Idle' } : { word: 'running', text: 'Running' };
     case 'paused':
       return { word: 'paused', text: 'Paused' };
+    case 'receiving':
+      return { word: 'receiving', text: 'Waiting for a machine' };
+    case 'undecided':
+      return { word: 'undecided', text: 'Undecided' };
     case 'stopped':
       return { word: 'stopped', text: STOPPED[status.stop?.kind ?? ''] ?? 'Stopped' };
     default:
@@ -181,6 +190,7 @@ const STOPPED: Record<string, string> = {
   unimplemented: 'Not implemented',
   exit: 'Guest exited',
   failed: 'Failed',
+  moved: 'Moved away',
 };
 
 function metric(name: string, text: string, id: string, exact?: number): TemplateResult {

@@ -3,11 +3,14 @@
 
 import init, { check_kernel, check_options, is_initrd, Machine } from '../../pkg/hypernest_wasm.js';
 import wasmUrl from '../../pkg/hypernest_wasm_bg.wasm?url';
+import { Arriving, Leaving } from './migration';
 import { type Budget, Pacer, TICKS_PER_MS } from './pacer';
 import type {
   EventMessage,
   Guest,
   ImageKind,
+  LinkTo,
+  MigrationOptions,
   Reply,
   Request,
   RequestMessage,
@@ -41,13 +44,16 @@ let ticks = 0;
 let instructions = 0;
 let exits = 0;
 let serialInFlight = 0;
+/** The machine is on its way to the other side, or one to this tab. */
+let leaving: Leaving | undefined;
+let arriving: Arriving | undefined;
 
 // ---- messages ----
 
 self.onmessage = (event: MessageEvent<RequestMessage>) => {
   const { id, generation: wanted, ...request } = event.data;
   const answer = (reply: Reply) => post({ kind: 'reply', id, reply }, wanted);
-  if (request.kind === 'boot') {
+  if (request.kind === 'boot' || request.kind === 'receive') {
     generation = wanted;
   } else if (request.kind !== 'identify' && wanted !== generation) {
     return answer({ ok: true }); // meant for a machine that is gone
@@ -88,6 +94,17 @@ async function handle(request: Request, wanted: number): Promise<unknown> {
       serialInFlight -= request.bytes;
       wake();
       return undefined;
+    case 'send':
+      return send(request.link, request.options);
+    case 'receive':
+      return receive(request.link, request.options);
+    case 'cancel':
+      leaving?.cancel();
+      arriving?.cancel();
+      wake();
+      return undefined;
+    case 'settle':
+      return settle(request.keep, request.code);
     case 'hash':
       return machine?.state_hash();
   }
@@ -115,12 +132,21 @@ function breakDown(error: WebAssembly.RuntimeError): void {
 
 // ---- booting ----
 
-async function boot(guest: Guest, wanted: number): Promise<void> {
+/** Nothing of the machine that was, nor of one on its way, stays. */
+function drop(): void {
+  leaving?.free();
+  arriving?.free();
+  leaving = arriving = undefined;
   machine?.free(); // its RAM first: two machines may not fit
   machine = undefined;
   state = 'paused';
   stop = undefined;
   ticks = instructions = exits = serialInFlight = 0;
+}
+
+async function boot(guest: Guest, wanted: number): Promise<void> {
+  if (guest.kernel.from === 'elsewhere') throw `${guest.kernel.name}: its images are not here; choose another guest`;
+  drop();
 
   const { memory, cpus, cmdline, vmx } = guest;
   const builtin = guest.kernel.from === 'builtin' ? { builtin: guest.kernel.name } : {};
@@ -154,7 +180,7 @@ async function identifyFile(file: Blob): Promise<ImageKind> {
 const loaded = new Map<string, Uint8Array>();
 
 async function load(source: Source, wanted: number): Promise<Uint8Array | undefined> {
-  if (source.from === 'builtin') return undefined;
+  if (source.from === 'builtin' || source.from === 'elsewhere') return undefined;
   if (source.from === 'file') return new Uint8Array(await source.file.arrayBuffer());
   const known = loaded.get(source.url);
   if (known) return known;
@@ -209,7 +235,7 @@ function wake(): void {
     clearTimeout(timer);
     timer = undefined;
   }
-  if (!scheduled && state === 'running') {
+  if (!scheduled && (state === 'running' || leaving || arriving)) {
     scheduled = true;
     channel.port2.postMessage(0);
   }
@@ -223,6 +249,8 @@ function sleep(ms: number): void {
 }
 
 function slice(): void {
+  if (arriving && !arrive(arriving)) return;
+  if (leaving && machine && !leave(leaving, machine)) return;
   if (!machine || state !== 'running' || serialInFlight > SERIAL_WINDOW) return;
   const begin = performance.now();
   const budget = pacer.plan(begin, ticks);
@@ -231,7 +259,7 @@ function slice(): void {
     wake();
   } else {
     const idle = machine.idle_ticks() / TICKS_PER_MS;
-    sleep(Math.max(1, Math.min(idle, MAX_SLEEP_MS)));
+    sleep(leaving ? 1 : Math.max(1, Math.min(idle, MAX_SLEEP_MS)));
   }
   if (performance.now() - lastStatus > STATUS_EVERY_MS) sendStatus();
 }
@@ -254,11 +282,7 @@ function run(machine: Machine, budget: Budget, begin: number): boolean {
   instructions = report.instructions;
   exits = report.exits;
 
-  const output = machine.take_serial();
-  if (output.length > 0) {
-    serialInFlight += output.length;
-    post({ kind: 'serial', bytes: output }, generation, [output.buffer]);
-  }
+  show(machine.take_serial());
   if (report.stop) {
     stopWith(report.stop);
     return false;
@@ -266,10 +290,151 @@ function run(machine: Machine, budget: Budget, begin: number): boolean {
   return true;
 }
 
+/** Serial output goes to the console. */
+function show(output: Uint8Array): void {
+  if (output.length === 0) return;
+  serialInFlight += output.length;
+  post({ kind: 'serial', bytes: output }, generation, [output.buffer]);
+}
+
 function stopWith(reason: StopReason): void {
   state = 'stopped';
   stop = reason;
   sendStatus();
+}
+
+// ---- migration ----
+
+function send(link: LinkTo, options: MigrationOptions): void {
+  if (!machine || (state !== 'running' && state !== 'paused')) throw 'There is no machine that runs: start one first.';
+  if (leaving) throw 'The machine is on its way already.';
+  leaving = new Leaving(link, options, wake);
+  wake();
+}
+
+function receive(link: LinkTo, options: MigrationOptions): void {
+  drop();
+  state = 'receiving';
+  arriving = new Arriving(link, options, wake);
+  sendStatus();
+  wake();
+}
+
+/** Whether the machine may run now. */
+function leave(moving: Leaving, machine: Machine): boolean {
+  const step = moving.step(machine);
+  switch (step.kind) {
+    case 'run':
+      if (state === 'running' && serialInFlight <= SERIAL_WINDOW) return true;
+      sleep(1);
+      break;
+    case 'wait':
+      later(step.ms);
+      break;
+    case 'ours':
+      show(step.serial);
+      leaving = undefined;
+      tell(moving);
+      moving.free();
+      if (state === 'undecided') state = 'running';
+      pacer.level(performance.now(), ticks);
+      sendStatus();
+      wake();
+      return false;
+    case 'theirs':
+      tell(moving);
+      drop();
+      stopWith({ kind: 'moved', message: 'The machine runs elsewhere now.' });
+      return false;
+    default:
+      tell(moving);
+      state = 'undecided';
+      return sendStatus(), false;
+  }
+  if (performance.now() - lastStatus > STATUS_EVERY_MS) {
+    tell(moving);
+    sendStatus();
+  }
+  return false;
+}
+
+/** Whether the machine is here now. */
+function arrive(moving: Arriving): boolean {
+  const step = moving.step();
+  switch (step.kind) {
+    case 'wait':
+      if (performance.now() - lastStatus > STATUS_EVERY_MS) {
+        tell(moving);
+        sendStatus();
+      }
+      later(step.ms);
+      return false;
+    case 'ours':
+      adopt(moving, step.serial);
+      return true;
+    case 'undecided':
+      tell(moving);
+      state = 'undecided';
+      sendStatus();
+      return false;
+    default:
+      tell(moving);
+      drop();
+      stopWith({ kind: 'failed', message: 'No machine has come.' });
+      return false;
+  }
+}
+
+/** The machine that has come is this tab's. */
+function adopt(moving: Arriving, serial: Uint8Array): void {
+  const came = moving.take();
+  arriving = undefined;
+  tell(moving);
+  moving.free();
+  if (!came) return stopWith({ kind: 'failed', message: 'No machine has come.' });
+  machine = came;
+  post({ kind: 'arrived', arrived: came.summary() });
+  show(serial);
+  const report = came.run_slice(0, 0); // where it is
+  ({ ticks, instructions, exits } = report);
+  pacer.level(performance.now(), ticks);
+  speed.begin();
+  state = 'running';
+  sendStatus();
+  wake();
+}
+
+function settle(keep: boolean, code: string | undefined): string | undefined {
+  const moving = leaving ?? arriving;
+  if (state !== 'undecided' || !moving) throw 'There is nothing to settle.';
+  if (!keep) {
+    const ours = moving.code();
+    drop();
+    stopWith({ kind: 'moved', message: 'The machine was given up here.' });
+    return ours;
+  }
+  if (code !== undefined && !moving.isOtherCode(code)) throw 'This is not the release code of the other side.';
+  if (moving instanceof Arriving) {
+    adopt(moving, moving.takeSerial());
+  } else {
+    show(moving.takeSerial());
+    leaving = undefined;
+    moving.free();
+    pacer.level(performance.now(), ticks);
+    state = 'running';
+    sendStatus();
+    wake();
+  }
+  return undefined;
+}
+
+function tell(moving: Leaving | Arriving): void {
+  post({ kind: 'migration', migration: moving.migration });
+}
+
+function later(ms: number): void {
+  if (ms < 1) wake();
+  else sleep(ms);
 }
 
 // ---- status ----

@@ -104,6 +104,17 @@ pub struct StopReport {
     pub message: String,
 }
 
+/// A machine in a few words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// Bytes of RAM.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// The profile of its VMX that is nearest.
+    pub vmx: &'static str,
+}
+
 /// A machine that has booted an image.
 pub struct Guest {
     pub(crate) machine: Machine,
@@ -155,6 +166,20 @@ impl Guest {
             machine,
             boot,
             stop: None,
+        }
+    }
+
+    /// What it was built from, in the page's words.
+    pub fn summary(&self) -> Summary {
+        let config = self.machine.config();
+        Summary {
+            memory: config.memory,
+            cpus: config.cpus,
+            vmx: match config.vmx {
+                VmxChoice::None => "none",
+                VmxChoice::Kvm => "kvm",
+                _ => "max",
+            },
         }
     }
 

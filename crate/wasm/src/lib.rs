@@ -1,12 +1,13 @@
 //! Hypernest for a web page: the machine behind numbers, bytes and strings.
 //!
-//! [`guest`] is the machine as the page drives it, in slices, [`snapshot`] keeps it in a file, and [`vmcs`] looks at a VMCS in
-//! a file; this file binds them to JavaScript.
+//! [`guest`] is the machine as the page drives it, in slices, [`snapshot`] keeps it in a file, [`migration`] moves
+//! it while it runs, and [`vmcs`] looks at a VMCS in a file; this file binds them to JavaScript.
 //! Nothing here knows of a clock, the DOM or a Worker: the page's Worker calls in, and decides how
 //! long a slice is. Errors reach JavaScript as strings that a user can read.
 
 pub mod guest;
 mod js_io;
+pub mod migration;
 pub mod snapshot;
 pub mod vmcs;
 
@@ -44,6 +45,48 @@ export interface SliceReport {
   exits: number;
   /** Why the machine cannot go on. */
   stop?: { kind: string; message: string };
+}
+
+/** A machine in a few words. */
+export interface Summary {
+  memory: number;
+  cpus: number;
+  vmx: 'none' | 'kvm' | 'max';
+}
+
+/** How a migration is to go. */
+export interface MigrationOptions {
+  /** What a source shows and a destination demands; nothing when left out. */
+  token?: string;
+  /** Bytes per second at most. */
+  bandwidth?: number;
+}
+
+/** What a side of a migration does next. */
+export type MigrationNext =
+  /** Let the machine run for some milliseconds, then ask again. */
+  | { do: 'run' }
+  /** Ask again when bytes have arrived, or after so many microseconds. The machine does not run. */
+  | { do: 'wait'; micros: number }
+  /** The machine is the other side's. */
+  | { do: 'handed-over' }
+  /** The machine is this side's. */
+  | { do: 'own' }
+  /** It did not happen: a source goes on with its machine, a destination has none. */
+  | { do: 'failed'; reasons: string[] }
+  /** Nobody here knows who owns the machine: it does not run until that is settled. */
+  | { do: 'undecided'; reasons: string[] };
+
+/** How far a source is; times in microseconds. */
+export interface MigrationReport {
+  rounds: number;
+  pages: number;
+  bytes: number;
+  rate?: number;
+  /** The guest's share of the time, in percent. */
+  share: number;
+  downtime: number;
+  micros: number;
 }
 
 /** A layout of a VMCS in memory. */
@@ -124,6 +167,18 @@ extern "C" {
     /// `SliceReport` of the TypeScript section.
     #[wasm_bindgen(typescript_type = "SliceReport")]
     pub type JsSliceReport;
+    /// `Summary` of the TypeScript section.
+    #[wasm_bindgen(typescript_type = "Summary")]
+    pub type JsSummary;
+    /// `MigrationOptions` of the TypeScript section.
+    #[wasm_bindgen(typescript_type = "MigrationOptions")]
+    pub type JsMigrationOptions;
+    /// `MigrationNext` of the TypeScript section.
+    #[wasm_bindgen(typescript_type = "MigrationNext")]
+    pub type JsMigrationNext;
+    /// `MigrationReport` of the TypeScript section.
+    #[wasm_bindgen(typescript_type = "MigrationReport")]
+    pub type JsMigrationReport;
     /// `VmcsLayout[]` of the TypeScript section.
     #[wasm_bindgen(typescript_type = "VmcsLayout[]")]
     pub type JsLayouts;
@@ -323,6 +378,14 @@ impl Machine {
         self.0.send_serial(bytes);
     }
 
+    /// What it was built from.
+    ///
+    /// # Errors
+    /// None.
+    pub fn summary(&self) -> Result<JsSummary, String> {
+        to_js(&self.0.summary())
+    }
+
     /// Hash over the whole state, in hexadecimal. Equal runs have equal hashes on every host.
     ///
     /// # Errors
@@ -330,6 +393,151 @@ impl Machine {
     pub fn state_hash(&self) -> Result<String, String> {
         self.0.state_hash()
     }
+}
+
+/// The side of a migration that gives a machine away. Times are microseconds from any moment on.
+#[wasm_bindgen]
+pub struct MigrationSource(migration::Source);
+
+#[wasm_bindgen]
+impl MigrationSource {
+    /// Begins to give `machine` away. `id` and `release` are random numbers.
+    ///
+    /// # Errors
+    /// What is wrong with the options, or there is no memory for it.
+    #[wasm_bindgen(constructor)]
+    pub fn new(
+        machine: &mut Machine,
+        options: JsMigrationOptions,
+        id: u64,
+        release: u64,
+        now: f64,
+    ) -> Result<MigrationSource, String> {
+        let options = parse_migration(options)?;
+        migration::Source::new(&mut machine.0, &options, id, release, now as u64)
+            .map(MigrationSource)
+    }
+
+    /// Takes bytes that arrived.
+    pub fn receive(&mut self, bytes: &[u8]) {
+        self.0.receive(bytes);
+    }
+
+    /// Nothing arrives any more.
+    pub fn closed(&mut self) {
+        self.0.closed();
+    }
+
+    /// Bytes to send, at most `most`: they count as sent.
+    pub fn take_output(&mut self, most: usize) -> Uint8Array {
+        Uint8Array::from(self.0.take_output(most).as_slice())
+    }
+
+    /// What to do next, at `now`.
+    ///
+    /// # Errors
+    /// None.
+    pub fn poll(&mut self, machine: &mut Machine, now: f64) -> Result<JsMigrationNext, String> {
+        to_js(&self.0.poll(&mut machine.0, now as u64))
+    }
+
+    /// What was reached so far.
+    ///
+    /// # Errors
+    /// None.
+    pub fn report(&self) -> Result<JsMigrationReport, String> {
+        to_js(&self.0.report())
+    }
+
+    /// Gives up, where the machine is still this side's: true then.
+    pub fn cancel(&mut self) -> bool {
+        self.0.cancel()
+    }
+
+    /// Serial output that is to be shown first when the machine goes on here.
+    pub fn take_serial(&mut self) -> Uint8Array {
+        Uint8Array::from(self.0.take_serial().as_slice())
+    }
+
+    /// The release code: told only when the machine is given up here.
+    pub fn code(&self) -> String {
+        self.0.code()
+    }
+
+    /// Whether this is the other side's release code.
+    pub fn is_other_code(&self, text: &str) -> bool {
+        self.0.is_other_code(text)
+    }
+}
+
+/// The side of a migration that takes a machine. Times are microseconds from any moment on.
+#[wasm_bindgen]
+pub struct MigrationDestination(migration::Arrival);
+
+#[wasm_bindgen]
+impl MigrationDestination {
+    /// Waits for a machine. `release` is a random number.
+    ///
+    /// # Errors
+    /// What is wrong with the options.
+    #[wasm_bindgen(constructor)]
+    pub fn new(options: JsMigrationOptions, release: u64) -> Result<MigrationDestination, String> {
+        let options = parse_migration(options)?;
+        let arrival = migration::Arrival::new(&options, release);
+        Ok(MigrationDestination(arrival))
+    }
+
+    /// Takes bytes that arrived.
+    pub fn receive(&mut self, bytes: &[u8]) {
+        self.0.receive(bytes);
+    }
+
+    /// Nothing arrives any more.
+    pub fn closed(&mut self) {
+        self.0.closed();
+    }
+
+    /// Bytes to send, at most `most`: they count as sent.
+    pub fn take_output(&mut self, most: usize) -> Uint8Array {
+        Uint8Array::from(self.0.take_output(most).as_slice())
+    }
+
+    /// What to do next, at `now`.
+    ///
+    /// # Errors
+    /// None.
+    pub fn poll(&mut self, now: f64) -> Result<JsMigrationNext, String> {
+        to_js(&self.0.poll(now as u64))
+    }
+
+    /// The machine, once it is this side's.
+    pub fn take(&mut self) -> Option<Machine> {
+        self.0.take().map(Machine)
+    }
+
+    /// Serial output of the guest that is to be shown first.
+    pub fn take_serial(&mut self) -> Uint8Array {
+        Uint8Array::from(self.0.take_serial().as_slice())
+    }
+
+    /// Gives up, where nothing can have been committed: true then.
+    pub fn cancel(&mut self) -> bool {
+        self.0.cancel()
+    }
+
+    /// The release code: told only when the machine is given up here.
+    pub fn code(&self) -> String {
+        self.0.code()
+    }
+
+    /// Whether this is the other side's release code.
+    pub fn is_other_code(&self, text: &str) -> bool {
+        self.0.is_other_code(text)
+    }
+}
+
+fn parse_migration(options: JsMigrationOptions) -> Result<migration::Options, String> {
+    serde_wasm_bindgen::from_value(options.into()).map_err(|error| format!("bad options: {error}"))
 }
 
 fn parse(options: JsOptions) -> Result<Options, String> {
