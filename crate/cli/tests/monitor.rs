@@ -238,7 +238,7 @@ fn a_snapshot_is_written_while_the_machine_runs_or_stands_still() {
     let mut guest = Guest::looping("monitor-snapshot");
     let dir = Dir::new("monitor-snapshot-files");
     let mut client = guest.client();
-    let mut snapshot = |client: &mut Client, name: &str| {
+    let snapshot = |client: &mut Client, name: &str| {
         let file = dir.path(name);
         let line = json!({ "command": "snapshot", "file": file, "id": name });
         client.send(line.to_string().as_bytes());
