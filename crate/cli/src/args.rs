@@ -141,6 +141,11 @@ pub struct RunArgs {
 /// looked at.
 #[derive(Args, Debug)]
 pub struct SessionArgs {
+    /// A Unix socket on which programs look at the run and steer it, in lines of JSON: status, pause, resume, stop
+    /// and more (docs/monitor.md)
+    #[arg(long, value_name = "PATH", help_heading = "Machine")]
+    pub monitor: Option<PathBuf>,
+
     /// Where the serial port goes: stdio, file:F or none
     #[arg(long, value_name = "TO", default_value = "stdio", value_parser = serial, help_heading = "Machine")]
     pub serial: SerialTo,

@@ -11,6 +11,7 @@ use hypernest_machine::{ExitReason, Machine, Stop, Tick, Until};
 use crate::args::{BreakOn, SerialTo};
 use crate::exits::Events;
 use crate::gdb::Listener;
+use crate::monitor::{self, Attended, Monitor};
 use crate::postmortem::is_deliberate;
 use crate::progress::Progress;
 use crate::report::End;
@@ -26,6 +27,8 @@ const SLICE: Tick = 20_000_000;
 const TYPING_SLICE: Tick = 2_000_000;
 /// Guest time this much ahead of real time is waited for.
 const AHEAD: Duration = Duration::from_millis(2);
+/// Between two looks at keys and requests while the machine is paused.
+const PAUSED: Duration = Duration::from_millis(10);
 /// Guest time this much behind real time is never caught up.
 const BEHIND: Duration = Duration::from_millis(50);
 
@@ -86,6 +89,8 @@ pub struct Live {
     pub dumps: Dumps,
     /// Snapshots.
     pub saves: Saves,
+    /// Where programs ask about it and steer it.
+    pub monitor: Option<Monitor>,
 }
 
 /// The texts to look for, longest first: where one is seen, those it ends in are seen too.
@@ -251,6 +256,10 @@ pub struct Run<'a> {
     pub machine: &'a mut Machine,
     pub limits: &'a Limits,
     pub outcome: Outcome,
+    /// Where programs look at the run and steer it.
+    pub monitor: Option<Monitor>,
+    /// A program wants the machine to stand still.
+    pub paused: bool,
     serial: &'a mut Serial,
     live: &'a mut Live,
     started: Instant,
@@ -279,6 +288,8 @@ impl<'a> Run<'a> {
                 stops: 0,
                 typed: Vec::new(),
             },
+            monitor: live.monitor.take(),
+            paused: false,
             serial,
             live,
             started: Instant::now(),
@@ -291,11 +302,30 @@ impl<'a> Run<'a> {
         self.live.events.names()
     }
 
-    /// Waits at most `wait` for keys and passes them on. The end, where the user or time asks for it.
+    /// Real time since it began, in seconds.
+    pub fn seconds(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
+    /// Waits at most `wait` for keys and passes them on, and answers the monitor's requests, waiting for more while
+    /// the machine is paused. The end, where the user, a program or time asks for it.
     ///
     /// # Errors
     /// The host fails: output cannot be written.
-    pub fn keys(&mut self, wait: Duration) -> Result<Option<End>> {
+    pub fn keys(&mut self, mut wait: Duration) -> Result<Option<End>> {
+        loop {
+            if let Some(end) = self.typed(wait)? {
+                return Ok(Some(end));
+            }
+            match monitor::attend(self) {
+                Attended::GoOn => return Ok(None),
+                Attended::End(end) => return Ok(Some(end)),
+                Attended::Wait => wait = PAUSED,
+            }
+        }
+    }
+
+    fn typed(&mut self, wait: Duration) -> Result<Option<End>> {
         let waiting = Instant::now();
         let keys = self.serial.input(wait);
         self.outcome.waiting += waiting.elapsed();

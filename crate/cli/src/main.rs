@@ -8,6 +8,7 @@ mod exit_table;
 mod exits;
 mod files;
 mod gdb;
+mod monitor;
 mod perfetto;
 mod postmortem;
 mod progress;

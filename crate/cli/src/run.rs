@@ -13,6 +13,7 @@ use crate::exit_table::Exits;
 use crate::exits::Events;
 use crate::files;
 use crate::gdb::Listener;
+use crate::monitor::Monitor;
 use crate::postmortem::{self, Scene};
 use crate::progress::Progress;
 use crate::report::{End, Report};
@@ -123,6 +124,7 @@ fn prepare(setup: Setup, args: &SessionArgs, begun: Instant) -> Result<Prepared>
         events: Events::open(&mut machine, exits, tracks, setup.names.clone())?,
         dumps: Dumps::open(&args.dump_vmcs_at, args.dump_vmcs_to.clone())?,
         saves: Saves::open(args, setup.about(&machine))?,
+        monitor: args.monitor.as_deref().map(Monitor::open).transpose()?,
     };
     let gdb = args.gdb.map(Listener::bind).transpose()?;
     let serial = Serial::open(&args.serial)?;

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use iced_x86::{Decoder, DecoderError, FlowControl, Instruction};
 
-use crate::lower::{Op, lower};
+use crate::lower::{Op, is_hot_branch, lower};
 use crate::model::Model;
 use crate::ram::Ram;
 use crate::vcpu::CodeSize;
@@ -47,33 +47,33 @@ impl Key {
     }
 }
 
-/// A decoded block: straight-line instructions within one page.
+/// A decoded block: straight-line instructions within one page, with conditional branches out of it.
 pub(crate) struct Block {
     pub key: Key,
-    /// First operation and instruction in the cache's arrays.
+    /// Its [`Code::Head`] in the cache's array.
     pub first: u32,
-    /// Operations (fused pairs count once).
+    /// Operations between its head and its end (fused pairs count once).
     pub ops: u16,
-    /// Instructions, which is also the ticks it takes.
-    pub instructions: u16,
     /// Bytes of code.
     pub bytes: u16,
     pub valid: bool,
-    /// Successors of a branch not taken, and taken: within the same page, or [`FAR_BLOCK`].
-    pub links: [BlockId; 2],
     next_in_bucket: BlockId,
 }
 
 /// All decoded blocks of a machine, shared by its vCPUs.
 pub(crate) struct CodeCache {
     pub ops: Vec<Op>,
-    /// First instruction of each block at the same index as its first operation.
+    /// The instructions of each block from the index after that of its head.
     pub instructions: Vec<Instruction>,
     pub blocks: Vec<Block>,
     buckets: Box<[BlockId]>,
     /// The block last found for a RIP, by a few of its bits.
     recent: Box<[BlockId]>,
     by_page: BTreeMap<u32, Vec<BlockId>>,
+    /// Operations that have got a successor, each once.
+    linked: Vec<u32>,
+    /// Blocks end at every branch.
+    pub basic: bool,
     max_block: usize,
     /// Grows when every block is dropped: numbers of blocks from before mean others now.
     pub generation: u64,
@@ -89,6 +89,8 @@ impl CodeCache {
             buckets: vec![NO_BLOCK; BUCKETS].into_boxed_slice(),
             recent: vec![NO_BLOCK; RECENT].into_boxed_slice(),
             by_page: BTreeMap::new(),
+            linked: Vec::new(),
+            basic: false,
             max_block: max_block.clamp(1, MAX_BLOCK),
             generation: 0,
         }
@@ -103,20 +105,55 @@ impl CodeCache {
         self.buckets.fill(NO_BLOCK);
         self.recent.fill(NO_BLOCK);
         self.by_page.clear();
+        self.linked.clear();
         ram.forget_code();
+    }
+
+    /// Forgets which block follows which, and which were found last: every way from block to block is
+    /// looked up again.
+    pub fn unlink(&mut self) {
+        for index in self.linked.drain(..) {
+            self.ops[index as usize].link = NO_BLOCK;
+        }
+        self.recent.fill(NO_BLOCK);
     }
 
     /// The block at `key`, if it is the one last noted for such an address.
     #[inline(always)]
-    pub fn recent(&self, key: &Key) -> Option<BlockId> {
+    pub fn recent(&self, key: &Key) -> Option<(BlockId, &Block)> {
         let id = self.recent[recent_slot(key.rip)];
         let block = self.blocks.get(id as usize)?;
-        (block.key == *key && block.valid).then_some(id)
+        (block.key == *key && block.valid).then_some((id, block))
     }
 
     /// Makes `id` the block that [`CodeCache::recent`] finds for its key.
     pub fn note_recent(&mut self, id: BlockId) {
         self.recent[recent_slot(self.blocks[id as usize].key.rip)] = id;
+    }
+
+    /// Remembers that `to` follows `from` by its operation with this [`Op::at`], where that can never become
+    /// wrong: within one page. Of 64-bit code, that the successor lies elsewhere.
+    pub fn connect(&mut self, from: BlockId, at: u16, to: BlockId) {
+        let (from, to) = (&self.blocks[from as usize], &self.blocks[to as usize]);
+        let (a, b) = (from.key, to.key);
+        if !from.valid || a.size != b.size {
+            return;
+        }
+        let link = if a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 {
+            to.first
+        } else if a.size == CodeSize::Bits64 {
+            FAR_BLOCK
+        } else {
+            return;
+        };
+        let first = from.first as usize + 1;
+        let ops = &mut self.ops[first..=first + usize::from(from.ops)];
+        if let Some((n, op)) = ops.iter_mut().enumerate().find(|(_, op)| op.at == at) {
+            if op.link == NO_BLOCK {
+                self.linked.push((first + n) as u32);
+            }
+            op.link = link;
+        }
     }
 
     pub fn find(&self, key: &Key) -> Option<BlockId> {
@@ -137,7 +174,6 @@ impl CodeCache {
             for id in self.by_page.remove(page).unwrap_or_default() {
                 let block = &mut self.blocks[id as usize];
                 block.valid = false;
-                block.links = [NO_BLOCK; 2];
                 let (bucket, next) = (block.key.bucket(), block.next_in_bucket);
                 let mut at = self.buckets[bucket];
                 if at == id {
@@ -156,11 +192,14 @@ impl CodeCache {
 
     /// Decodes the block at `key`. `None` when not even one instruction lies wholly in the page.
     pub fn build(&mut self, key: Key, ram: &mut Ram, model: &Model) -> Option<BlockId> {
-        if self.ops.len() + MAX_BLOCK > MAX_OPS {
+        if self.ops.len() + MAX_BLOCK + 2 > MAX_OPS {
             self.clear(ram);
         }
         let page_end = (key.offset | 0xfff) + 1;
-        let first = self.instructions.len();
+        let head = self.instructions.len();
+        debug_assert_eq!(self.ops.len(), head);
+        self.instructions.push(Instruction::default());
+        let first = head + 1;
         let mut bytes = 0;
         {
             let code = &ram.bytes()[key.offset..page_end];
@@ -173,32 +212,34 @@ impl CodeCache {
                 }
                 bytes = decoder.position();
                 self.instructions.push(instruction);
-                if ends_block(&instruction) {
+                let branches = instruction.flow_control() != FlowControl::Next;
+                if ends_block(&instruction) || self.basic && branches {
                     break;
                 }
             }
         }
-        let count = self.instructions.len() - first;
+        let count = (self.instructions.len() - first) as u16;
         if count == 0 {
+            self.instructions.pop();
             return None;
         }
-        let ops_before = self.ops.len();
-        debug_assert_eq!(ops_before, first);
+        let id = self.blocks.len() as BlockId;
+        self.ops.push(Op::head(key.rip, count, id));
         lower(&self.instructions[first..], key, model, &mut self.ops);
-        let ops = self.ops.len() - ops_before;
+        let ops = self.ops.len() - first;
+        self.ops
+            .push(Op::end(key.rip.wrapping_add(bytes as u64), count));
         // The two arrays stay in step although pairs may be fused.
+        self.instructions.push(Instruction::default());
         self.ops.resize(self.instructions.len(), Op::default());
         ram.mark_code(key.offset, bytes);
-        let id = self.blocks.len() as BlockId;
         let bucket = key.bucket();
         self.blocks.push(Block {
             key,
-            first: first as u32,
+            first: head as u32,
             ops: ops as u16,
-            instructions: count as u16,
             bytes: bytes as u16,
             valid: true,
-            links: [NO_BLOCK; 2],
             next_in_bucket: self.buckets[bucket],
         });
         self.buckets[bucket] = id;
@@ -212,5 +253,7 @@ impl CodeCache {
 
 /// Whether an instruction is the last of its block.
 fn ends_block(i: &Instruction) -> bool {
-    i.flow_control() != FlowControl::Next || i.has_rep_prefix() || i.has_repne_prefix()
+    i.flow_control() != FlowControl::Next && !is_hot_branch(i)
+        || i.has_rep_prefix()
+        || i.has_repne_prefix()
 }

@@ -6,6 +6,7 @@
 use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind, Register};
 
 use crate::block::Key;
+use crate::block::{BlockId, NO_BLOCK};
 use crate::mem::canonical;
 use crate::model::Model;
 use crate::quiet::{join_copies, quieten};
@@ -24,6 +25,11 @@ pub(crate) enum Code {
     /// A string instruction with a repeat prefix, the last of its block.
     Repeat,
     Nop,
+    /// Before the first operation of a block: its RIP in `imm`, its instructions (the ticks it takes) in `at`,
+    /// its number in `link`.
+    Head,
+    /// After the last: the next RIP in `imm`.
+    End,
     AddRr8,
     AddRi8,
     AddRm8,
@@ -538,10 +544,32 @@ pub(crate) struct Op {
     pub imm: u64,
     /// Index of the instruction in its block.
     pub at: u16,
-    /// End of the instruction, from the start of the block.
-    pub next: u16,
-    /// Target of a fused branch, from the start of the block.
-    pub target: i32,
+    /// Head of the block that the jump of this operation leads to: within the same page, or [`FAR_BLOCK`](crate::block::FAR_BLOCK).
+    pub link: BlockId,
+}
+
+impl Op {
+    /// What stands before the operations of a block.
+    pub fn head(rip: u64, instructions: u16, block: BlockId) -> Op {
+        Op {
+            code: Head,
+            imm: rip,
+            at: instructions,
+            link: block,
+            ..Op::default()
+        }
+    }
+
+    /// What stands after them.
+    pub fn end(next_rip: u64, instructions: u16) -> Op {
+        Op {
+            code: End,
+            imm: next_rip,
+            at: instructions,
+            link: NO_BLOCK,
+            ..Op::default()
+        }
+    }
 }
 
 /// ALU operations in the order of the rows of [`ALU`].
@@ -917,9 +945,10 @@ fn hot(i: &Instruction, op: &mut Op) -> Option<Code> {
         Mnemonic::Jmp | Mnemonic::Call => {
             let jump = i.mnemonic() == Mnemonic::Jmp;
             if i.op_kind(0) == OpKind::NearBranch64 && canonical(i.near_branch64()) {
-                op.imm = i.near_branch64();
+                (op.imm, op.disp) = (i.near_branch64(), i.next_ip());
                 return Some(if jump { JmpRel } else { CallRel });
             }
+            op.imm = i.next_ip();
             if register(0) && size(0) == 8 {
                 op.src = gpr(i.op_register(0))?;
                 return Some(if jump { JmpR } else { CallR });
@@ -953,10 +982,7 @@ fn hot(i: &Instruction, op: &mut Op) -> Option<Code> {
             (op.dst, op.src) = (xmm(i.op_register(0))?, xmm(i.op_register(1))?);
             Some(PxorXx)
         }
-        _ if i.is_jcc_short_or_near()
-            && i.op_kind(0) == OpKind::NearBranch64
-            && canonical(i.near_branch64()) =>
-        {
+        _ if is_hot_branch(i) => {
             op.imm = i.near_branch64();
             Some(JCC[condition(i) as usize])
         }
@@ -982,11 +1008,11 @@ fn hot(i: &Instruction, op: &mut Op) -> Option<Code> {
 fn operation(i: &Instruction, at: usize, key: Key, model: &Model) -> Op {
     let zero = reg::ZERO as u8;
     let blank = Op {
+        link: NO_BLOCK,
         base: zero,
         index: zero,
         seg: zero,
         at: at as u16,
-        next: i.next_ip().wrapping_sub(key.rip) as u16,
         ..Op::default()
     };
     let mut op = blank;
@@ -1005,19 +1031,22 @@ fn operation(i: &Instruction, at: usize, key: Key, model: &Model) -> Op {
     }
 }
 
+/// Whether an instruction is a conditional branch with an operation of its own.
+pub(crate) fn is_hot_branch(i: &Instruction) -> bool {
+    i.is_jcc_short_or_near() && i.op_kind(0) == OpKind::NearBranch64 && canonical(i.near_branch64())
+}
+
 /// Appends the operations of a block's instructions.
 pub(crate) fn lower(block: &[Instruction], key: Key, model: &Model, ops: &mut alloc::vec::Vec<Op>) {
     let first = ops.len();
     for (at, i) in block.iter().enumerate() {
         let op = operation(i, at, key, model);
-        // Only the last instruction of a block branches, so at most one pair is fused.
         if let Some(before) = ops[first..].last_mut()
             && i.is_jcc_short_or_near()
-            && let Ok(target) = i32::try_from(op.imm.wrapping_sub(key.rip) as i64)
             && JCC.contains(&op.code)
             && let Some(code) = fused(before.code, condition(i))
         {
-            (before.code, before.next, before.target) = (code, op.next, target);
+            before.code = code;
         } else {
             ops.push(op);
         }

@@ -3,7 +3,7 @@
 use crate::bus::{Bus, Tick};
 use crate::paging::{self, Access, Miss, Privilege};
 use crate::ram::Ram;
-use crate::tlb::Kind;
+use crate::tlb::{Kind, Stores};
 use crate::trap::{Exec, Fault, Trap};
 use crate::vcpu::{Seg, Vcpu, cr, rights};
 use crate::vmx::apic as virtual_apic;
@@ -145,9 +145,18 @@ impl Ctx<'_> {
                 }
             };
             let key = self.cpu.tlb.key(kind);
-            let writable = mapping.writable && !self.ram.page_has_code(offset);
-            let access = [mapping.readable, writable, mapping.executable];
-            self.cpu.tlb.fill(linear, key, offset, mapping.span, access);
+            let stores = match mapping.writable {
+                false => Stores::Walk,
+                true if self.ram.notes_stores(offset) => Stores::Noted,
+                true => Stores::Free,
+            };
+            let others = [mapping.readable, mapping.executable];
+            let span = mapping.span;
+            let rip = self.linear_rip();
+            let code = [rip, rip.wrapping_sub(1)];
+            let code_key = self.cpu.tlb_key;
+            self.cpu.tlb.spare_code(linear, key, code, code_key);
+            self.cpu.tlb.fill(linear, key, offset, span, others, stores);
         }
         Ok(physical)
     }
@@ -193,6 +202,10 @@ impl Ctx<'_> {
             self.ram.put(offset, value);
             return Ok(());
         }
+        let key = self.cpu.tlb_key;
+        if self.store_noted(linear, key, &value) {
+            return Ok(());
+        }
         self.store_slow(linear, value, self.privilege())
     }
 
@@ -214,7 +227,26 @@ impl Ctx<'_> {
             self.ram.put(offset, value);
             return Ok(());
         }
+        if self.store_noted(linear, key, &value) {
+            return Ok(());
+        }
         self.store_slow(linear, value, Privilege::Implicit)
+    }
+
+    /// A store to a page of RAM that the TLB has, but for which stores must be noted. False: it is none.
+    fn store_noted(&mut self, linear: u64, key: u64, value: &[u8]) -> bool {
+        let Some(offset) = self.cpu.tlb.noted_offset(linear, value.len() as u64, key) else {
+            return false;
+        };
+        self.ram.note_write(offset, value.len());
+        self.ram.raw_mut()[offset..offset + value.len()].copy_from_slice(value);
+        if self.ram.code_was_written() {
+            self.cpu.leave_block = true;
+        }
+        if !self.ram.notes_stores(offset) {
+            self.cpu.tlb.release(linear, key);
+        }
+        true
     }
 
     /// Checks that `size` bytes may be written: the fault of a read-modify-write comes before its load.
@@ -226,6 +258,7 @@ impl Ctx<'_> {
             .cpu
             .tlb
             .write_offset(linear, size, self.cpu.tlb_key)
+            .or_else(|| self.cpu.tlb.noted_offset(linear, size, self.cpu.tlb_key))
             .is_some()
         {
             return Ok(());
@@ -350,7 +383,9 @@ impl Ctx<'_> {
     /// RAM offset and guest-physical address of the instruction byte at `linear`. The offset is
     /// `None` where code is not in RAM.
     pub fn code_at(&mut self, linear: u64) -> Exec<(Option<usize>, u64)> {
-        if let Some(offset) = self.cpu.tlb.execute_offset(linear, self.cpu.tlb_key) {
+        let (tlb, key) = (&self.cpu.tlb, self.cpu.tlb_key);
+        let cached = tlb.execute_offset(linear, key);
+        if let Some(offset) = cached.or_else(|| tlb.spared_offset(linear, key)) {
             return Ok((Some(offset), 0));
         }
         let physical = self.translate(linear, Access::Execute, self.privilege())?;

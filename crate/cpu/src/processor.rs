@@ -7,9 +7,10 @@ use alloc::vec::Vec;
 use hypernest_vmcs::{ExitReason, NestedState};
 use iced_x86::{Decoder, DecoderError, Instruction};
 
-use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, MAX_BLOCK};
+use crate::block::{BlockId, CodeCache, Key, MAX_BLOCK};
 use crate::bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 use crate::clock;
+use crate::coverage::Coverage;
 use crate::exec;
 use crate::flags::bit;
 use crate::hot::{self, Next};
@@ -21,7 +22,7 @@ use crate::ram::Ram;
 use crate::save::StateError;
 use crate::state::{Activity, VcpuState};
 use crate::trap::{Exec, GP0, Trap, UD};
-use crate::vcpu::{CodeSize, Seg, Vcpu};
+use crate::vcpu::{Seg, Vcpu};
 use crate::vmx::exit::{self, Exit};
 use crate::vmx::pml::Marks;
 use crate::vmx::{self, NestedRefused, NestedReport, VmxProfile};
@@ -159,6 +160,7 @@ pub struct Processor {
     /// The breakpoint just reported does not stop the same instruction again.
     passed: Option<(usize, u64)>,
     tracer: Option<Tracer>,
+    coverage: Option<Coverage>,
     /// Retired instructions, or those that faulted; idle time not included.
     instructions: u64,
     /// With the vCPU whose turn it is, while it executes.
@@ -196,6 +198,7 @@ impl Processor {
             breakpoints: Vec::new(),
             passed: None,
             tracer: None,
+            coverage: None,
             instructions: 0,
             watch: Some(Box::new(Watch::new(
                 config.cpus as usize,
@@ -222,6 +225,7 @@ impl Processor {
     /// Sets machine time and the turn, for a machine that continues from saved state.
     pub fn set_time(&mut self, now: Tick, turn: (usize, Tick)) {
         self.now = now;
+        self.passed = None;
         self.current = turn.0.min(self.vcpus.len() - 1);
         self.turn_left = turn.1.clamp(1, TURN);
     }
@@ -333,6 +337,32 @@ impl Processor {
         for cpu in &mut self.vcpus {
             cpu.flush_tlb();
         }
+    }
+
+    /// Forgets cached translations, and of decoded code only what depends on how it came to be executed: to go
+    /// on after this is to go on as after [`Processor::flush`], at less cost. RAM must have been changed
+    /// in no other ways than those of [`Ram`].
+    pub fn rewind(&mut self, ram: &mut Ram) {
+        if ram.code_was_written() {
+            self.code.invalidate(&ram.take_code_writes());
+        }
+        self.code.unlink();
+        for cpu in &mut self.vcpus {
+            cpu.flush_tlb();
+        }
+    }
+
+    /// Notes the blocks that are executed from now on, or ends that. What was noted before is given back.
+    /// Nothing in the guest can notice.
+    pub fn set_coverage(&mut self, ram: &mut Ram, coverage: Option<Coverage>) -> Option<Coverage> {
+        self.code.clear(ram);
+        self.code.basic = coverage.is_some();
+        core::mem::replace(&mut self.coverage, coverage)
+    }
+
+    /// What is noted of the blocks that are executed.
+    pub fn coverage(&mut self) -> Option<&mut Coverage> {
+        self.coverage.as_mut()
     }
 
     /// Guest-physical address of a linear one in a vCPU's current address space, with supervisor
@@ -510,14 +540,14 @@ impl Processor {
             Trap::VmxAbort(indicator) => Pause::Stop(Stop::VmxAbort { vcpu, indicator }),
             _ => Pause::Stop(Stop::Shutdown { vcpu }),
         };
-        let mut link: Option<(BlockId, usize)> = None;
+        let mut link: Option<(BlockId, u16)> = None;
         while *left > 0 {
             if ram.code_was_written() {
                 self.code.invalidate(&ram.take_code_writes());
                 link = None;
             }
             let cpu = &mut self.vcpus[vcpu];
-            cpu.tlb.note_code(ram);
+            cpu.tlb.withhold(ram);
             let x = &mut Ctx {
                 cpu,
                 ram,
@@ -552,6 +582,11 @@ impl Processor {
                 || x.cpu.mov_ss_shadow
                 || !self.breakpoints.is_empty()
                 || self.tracer.is_some();
+            if let Some(coverage) = &mut self.coverage {
+                coverage.enter(x.cpu, vcpu, x.linear_rip());
+                // The next block is to be found here too.
+                link = None;
+            }
             let outcome = if one_by_one {
                 let rip = x.linear_rip();
                 if self.breakpoints.binary_search(&rip).is_ok()
@@ -563,15 +598,15 @@ impl Processor {
                 step(x, left, self.tracer.as_mut().map(|t| (t, vcpu))).map(|()| Next::Lookup)
             } else {
                 let generation = self.code.generation;
-                match find(&mut self.code, x) {
+                match find(&mut self.code, x, self.coverage.is_none()) {
                     Ok(Some(id)) => {
-                        if let Some((from, slot)) = link.take()
+                        if let Some((from, at)) = link.take()
                             && generation == self.code.generation
                         {
-                            connect(&mut self.code, from, slot, id);
+                            self.code.connect(from, at, id);
                         }
                         // The block may be the first code on its page.
-                        x.cpu.tlb.note_code(x.ram);
+                        x.cpu.tlb.withhold(x.ram);
                         hot::run(&self.code, id, x, left)
                     }
                     Ok(None) => step(x, left, None).map(|()| Next::Lookup),
@@ -584,7 +619,7 @@ impl Processor {
             link = None;
             match outcome {
                 Ok(Next::Lookup) => {}
-                Ok(Next::Link(id, slot)) => link = Some((id, slot)),
+                Ok(Next::Link(id, at)) => link = Some((id, at)),
                 Ok(Next::Budget) => {
                     // Too few ticks for the whole block: singly to the deadline.
                     while *left > 0 && !x.cpu.leave_block {
@@ -636,24 +671,9 @@ fn take(x: &mut Ctx, trap: Trap) -> Exec {
     }
 }
 
-/// Remembers that `to` follows `from`, where that can never become wrong: within one page. Of 64-bit
-/// code, that the successor lies elsewhere.
-fn connect(code: &mut CodeCache, from: BlockId, slot: usize, to: BlockId) {
-    let (a, b) = (code.blocks[from as usize].key, code.blocks[to as usize].key);
-    let block = &mut code.blocks[from as usize];
-    if !block.valid || a.size != b.size {
-        return;
-    }
-    if a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 {
-        block.links[slot] = to;
-    } else if a.size == CodeSize::Bits64 {
-        block.links[slot] = FAR_BLOCK;
-    }
-}
-
 /// The block at RIP. `None` where the instruction there cannot be cached: it crosses a page or is
-/// not in RAM.
-fn find(code: &mut CodeCache, x: &mut Ctx) -> Exec<Option<BlockId>> {
+/// not in RAM. Where `note`, the hot loop may find it itself the next time.
+fn find(code: &mut CodeCache, x: &mut Ctx, note: bool) -> Exec<Option<BlockId>> {
     let linear = x.check_fetch(1)?;
     let (Some(offset), _) = x.code_at(linear)? else {
         return Ok(None);
@@ -663,7 +683,7 @@ fn find(code: &mut CodeCache, x: &mut Ctx) -> Exec<Option<BlockId>> {
         rip: x.cpu.rip,
         size: x.cpu.code_size,
     };
-    if let Some(id) = code.recent(&key) {
+    if let Some((id, _)) = code.recent(&key) {
         return Ok(x.inside_limit(code, id).then_some(id));
     }
     let id = match code.find(&key) {
@@ -673,13 +693,15 @@ fn find(code: &mut CodeCache, x: &mut Ctx) -> Exec<Option<BlockId>> {
             None => return Ok(None),
         },
     };
-    code.note_recent(id);
+    if note {
+        code.note_recent(id);
+    }
     Ok(x.inside_limit(code, id).then_some(id))
 }
 
 impl Ctx<'_> {
     /// Linear address of the next instruction.
-    fn linear_rip(&self) -> u64 {
+    pub(crate) fn linear_rip(&self) -> u64 {
         if self.cpu.is_64() {
             self.cpu.rip
         } else {

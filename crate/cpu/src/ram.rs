@@ -12,6 +12,8 @@ use alloc::alloc::{Layout, alloc_zeroed, dealloc};
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 
+use crate::undo::{PAGE, Undo};
+
 /// Bytes of a small page.
 pub const PAGE_SIZE: u64 = 4096;
 
@@ -50,8 +52,13 @@ pub struct Ram {
     code: Vec<u64>,
     /// RAM pages (by offset >> 12) whose code was written since the last [`Ram::take_code_writes`].
     code_writes: Vec<u32>,
-    /// Grows whenever a page without decoded code gets some.
-    code_epoch: u64,
+    /// While writes are tracked: a bit per RAM page, set once the page was written.
+    dirty: Option<Vec<u64>>,
+    /// While there is a mark to go back to: what pages held at it. Writes are tracked then.
+    undo: Option<Undo>,
+    /// Grows whenever stores to a page must be noted that need not be before: it gets decoded code,
+    /// or counts as unwritten again.
+    noting_epoch: u64,
 }
 
 // SAFETY: `Ram` owns its allocation and hands out access only through `&self` and `&mut self`.
@@ -87,7 +94,9 @@ impl Ram {
             size: bytes,
             code,
             code_writes: Vec::new(),
-            code_epoch: 0,
+            dirty: None,
+            undo: None,
+            noting_epoch: 0,
         })
     }
 
@@ -120,8 +129,14 @@ impl Ram {
     }
 
     /// The whole allocation for a writer that knows no code is decoded from it (a loader before
-    /// the first instruction, an engine that has no code cache).
+    /// the first instruction, an engine that has no code cache). Every page counts as written then.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.mark_all_dirty();
+        self.raw_mut()
+    }
+
+    /// The whole allocation for a writer that has dealt with the code map and the tracking of writes.
+    pub(crate) fn raw_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`, and `&mut self` is exclusive.
         unsafe { core::slice::from_raw_parts_mut(self.base.as_ptr(), self.size) }
     }
@@ -166,7 +181,7 @@ impl Ram {
         }
         let offset = self.range(address, from.len() as u64)?;
         self.note_write(offset, from.len());
-        self.bytes_mut()[offset..offset + from.len()].copy_from_slice(from);
+        self.raw_mut()[offset..offset + from.len()].copy_from_slice(from);
         Ok(())
     }
 
@@ -227,24 +242,30 @@ impl Ram {
     pub(crate) fn mark_code(&mut self, offset: usize, len: usize) {
         let page = &mut self.code[offset >> 12];
         if *page == 0 {
-            self.code_epoch += 1;
+            self.noting_epoch += 1;
         }
         *page |= Self::granules(offset, len);
     }
 
-    /// Changes whenever a page becomes one that holds decoded code.
+    /// Changes whenever there is a page more for which [`Ram::notes_stores`] holds.
     #[inline]
-    pub(crate) fn code_epoch(&self) -> u64 {
-        self.code_epoch
+    pub(crate) fn noting_epoch(&self) -> u64 {
+        self.noting_epoch
     }
 
-    /// Whether the page at `offset` holds decoded code, so that stores to it must be noted.
+    /// Whether stores to the page at `offset` must go through [`Ram::note_write`]: it holds decoded
+    /// code, or its first write is to be tracked.
     #[inline]
-    pub(crate) fn page_has_code(&self, offset: usize) -> bool {
-        self.code[offset >> 12] != 0
+    pub(crate) fn notes_stores(&self, offset: usize) -> bool {
+        let page = offset >> 12;
+        self.code[page] != 0
+            || self
+                .dirty
+                .as_ref()
+                .is_some_and(|dirty| dirty[page >> 6] >> (page & 63) & 1 == 0)
     }
 
-    /// Records a store of `len` bytes at `offset`. True when it touched decoded code.
+    /// Records a store of `len` bytes at `offset`, before it is done. True when it touches decoded code.
     pub(crate) fn note_write(&mut self, mut offset: usize, mut len: usize) -> bool {
         let mut hit = false;
         while len > 0 {
@@ -255,6 +276,7 @@ impl Ram {
                 self.code_writes.push(page as u32);
                 hit = true;
             }
+            self.note_dirty(page);
             offset += in_page;
             len -= in_page;
         }
@@ -276,6 +298,115 @@ impl Ram {
     pub(crate) fn forget_code(&mut self) {
         self.code.fill(0);
         self.code_writes.clear();
+    }
+
+    // ---- which pages are written ----
+
+    /// Begins or ends noting which pages are written, whoever writes them. No page counts as written
+    /// at the beginning. Nothing in the guest can notice.
+    ///
+    /// # Errors
+    /// The host has no memory for a bit per page; nothing has changed.
+    pub fn track_dirty(&mut self, on: bool) -> Result<(), RamError> {
+        if !on {
+            self.dirty = None;
+            return Ok(());
+        }
+        let words = (self.size / PAGE_SIZE as usize).div_ceil(64);
+        let mut dirty = Vec::new();
+        dirty
+            .try_reserve_exact(words)
+            .map_err(|_| RamError::Host(self.size()))?;
+        dirty.resize(words, 0);
+        self.dirty = Some(dirty);
+        self.noting_epoch += 1;
+        Ok(())
+    }
+
+    /// Whether writes are tracked.
+    pub fn tracks_dirty(&self) -> bool {
+        self.dirty.is_some()
+    }
+
+    /// Calls `each` with the number of every page (offset in [`Ram::bytes`] >> 12) written since this
+    /// was last asked or tracking began, in rising order; they count as unwritten from then on.
+    pub fn take_dirty(&mut self, mut each: impl FnMut(u32)) {
+        let mut any = false;
+        for (n, word) in self.dirty.iter_mut().flatten().enumerate() {
+            let mut bits = core::mem::take(word);
+            any |= bits != 0;
+            while bits != 0 {
+                each(n as u32 * 64 + bits.trailing_zeros());
+                bits &= bits - 1;
+            }
+        }
+        if any {
+            self.noting_epoch += 1;
+        }
+    }
+
+    /// A page is about to be written.
+    fn note_dirty(&mut self, page: usize) {
+        let Some(word) = self.dirty.as_mut().map(|dirty| &mut dirty[page >> 6]) else {
+            return;
+        };
+        let bit = 1 << (page & 63);
+        if *word & bit != 0 {
+            return;
+        }
+        *word |= bit;
+        if let Some(undo) = &mut self.undo {
+            // SAFETY: the page is within the allocation, and nobody else has it.
+            undo.keep(page, unsafe {
+                &*self.base.as_ptr().add(page * PAGE).cast()
+            });
+        }
+    }
+
+    fn mark_all_dirty(&mut self) {
+        if self.dirty.is_some() {
+            for page in 0..self.size / PAGE {
+                self.note_dirty(page);
+            }
+        }
+    }
+
+    // ---- going back ----
+
+    /// Keeps what pages hold now, each when it is first written, so that [`Ram::put_back`] can restore it.
+    /// Writes must be tracked, and every page count as unwritten. Replaces what was kept before.
+    ///
+    /// # Errors
+    /// The host has no memory for four bytes per page; nothing is kept then.
+    pub fn keep_pages(&mut self) -> Result<(), RamError> {
+        self.undo = None;
+        self.undo = Some(Undo::new(self.size / PAGE)?);
+        Ok(())
+    }
+
+    /// Ends that, and forgets what was kept.
+    pub fn forget_pages(&mut self) {
+        self.undo = None;
+    }
+
+    /// Gives a page what it held at [`Ram::keep_pages`]. Decoded code is dropped only where its bytes
+    /// change. Whoever tracks writes is told of it by the caller.
+    pub fn put_back(&mut self, page: u32) {
+        let page = page as usize;
+        let Some(copy) = self.undo.as_ref().and_then(|undo| undo.copy(page)) else {
+            return;
+        };
+        // SAFETY: there are copies only of pages within the allocation, which `&mut self` has alone.
+        let now: &mut [u8; PAGE] = unsafe { &mut *self.base.as_ptr().add(page * PAGE).cast() };
+        if self.code[page] != 0 {
+            let granules = now.as_chunks::<64>().0.iter().zip(copy.as_chunks::<64>().0);
+            let changed = |n: usize| self.code[page] >> n & 1 != 0;
+            if granules.enumerate().any(|(n, (a, b))| changed(n) && a != b) {
+                self.code[page] = 0;
+                self.code_writes.push(page as u32);
+            }
+        }
+        now.copy_from_slice(copy);
     }
 }
 
@@ -309,6 +440,30 @@ mod tests {
         assert_eq!(ram.load::<6>(4090).unwrap(), [0; 6]);
         assert!(ram.read(u64::MAX, &mut [0; 2]).is_err());
         assert!(Ram::new(0).is_err() && Ram::new(100).is_err());
+    }
+
+    #[test]
+    fn written_pages_are_told_once_and_in_order() {
+        let mut ram = Ram::new(70 * PAGE_SIZE).unwrap();
+        let taken = |ram: &mut Ram| {
+            let mut pages = Vec::new();
+            ram.take_dirty(|page| pages.push(page));
+            pages
+        };
+        ram.write(0x5000, &[1]).unwrap();
+        assert!(taken(&mut ram).is_empty() && !ram.tracks_dirty());
+        ram.track_dirty(true).unwrap();
+        assert!(ram.notes_stores(0x5000));
+        ram.write(0x45_000, &[1]).unwrap();
+        ram.write(0x5fff, &[1; 2]).unwrap();
+        assert!(!ram.notes_stores(0x5000) && ram.notes_stores(0x7000));
+        assert_eq!(taken(&mut ram), [5, 6, 0x45]);
+        assert!(ram.notes_stores(0x5000));
+        assert!(taken(&mut ram).is_empty());
+        ram.bytes_mut()[0] = 1;
+        assert_eq!(taken(&mut ram), (0..70).collect::<Vec<u32>>());
+        ram.track_dirty(false).unwrap();
+        assert!(!ram.notes_stores(0x5000));
     }
 
     #[test]

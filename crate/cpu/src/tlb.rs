@@ -30,7 +30,7 @@ pub(crate) enum Kind {
 #[repr(C, align(32))]
 pub(crate) struct Entry {
     pub read: u64,
-    /// Only once D is set and while the page holds no decoded code.
+    /// Only once D is set, and while no store to the page need be noted.
     pub write: u64,
     pub execute: u64,
     /// Offset in RAM of the page, less its linear address: add the linear address of a byte.
@@ -45,6 +45,21 @@ const EMPTY: Entry = Entry {
     execute: NEVER,
     addend: 0,
 };
+
+/// In a span: the entry would have its write tag, were stores to its page not to be noted. What is
+/// writable is readable too, so that the read tag says whose it is.
+const WITHHELD: u64 = 1;
+
+/// How far stores to a page are allowed by a walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stores {
+    /// They walk anew.
+    Walk,
+    /// They are allowed, and must be noted.
+    Noted,
+    /// They are allowed.
+    Free,
+}
 
 const SLOTS: usize = 4096;
 const SPACES: u64 = 1 << 10;
@@ -67,6 +82,21 @@ struct Guest {
     apic_access: Option<u64>,
 }
 
+/// A translation for execution that outlives its entry. Within a page blocks follow each other without a
+/// look at the TLB, and single steps do not: whether its entry is still there must not matter.
+#[derive(Clone, Copy)]
+struct Spared {
+    tag: u64,
+    addend: u64,
+    span: u64,
+}
+
+const NOTHING_SPARED: Spared = Spared {
+    tag: NEVER,
+    addend: 0,
+    span: 0,
+};
+
 /// Most address spaces of guests that are remembered.
 const CONTEXTS: usize = 64;
 /// Stands for the EPT pointer of a guest without EPT.
@@ -77,7 +107,8 @@ const EPT_ROOT: u64 = 0x000f_ffff_ffff_f000;
 /// The TLB of one vCPU.
 pub(crate) struct Tlb {
     entries: Box<[Entry; SLOTS]>,
-    /// Bits of the linear address that name the page of each entry: !0 << 12, 21, 22 or 30.
+    /// Bits of the linear address that name the page of each entry: !0 << 12, 21, 22 or 30. With them
+    /// [`WITHHELD`].
     spans: Box<[u64; SLOTS]>,
     /// Number of the address space of each PCID; 0 where it has none yet.
     spaces: Box<[u16]>,
@@ -90,8 +121,10 @@ pub(crate) struct Tlb {
     guest: Option<Guest>,
     /// Address spaces of guests. Bounded: when full, all are forgotten.
     contexts: Vec<Context>,
-    /// Value of `Ram::code_epoch` when write tags were last compared with the code map.
-    code_epoch: u64,
+    /// Translation of the page that is executed, where data have taken its entry.
+    spared: Spared,
+    /// Value of `Ram::noting_epoch` when write tags were last compared with what RAM wants noted.
+    noting_epoch: u64,
 }
 
 #[inline(always)]
@@ -112,7 +145,8 @@ impl Tlb {
             pcid: 0,
             guest: None,
             contexts: Vec::with_capacity(CONTEXTS),
-            code_epoch: 0,
+            spared: NOTHING_SPARED,
+            noting_epoch: 0,
         }
     }
 
@@ -144,6 +178,19 @@ impl Tlb {
             .then(|| linear.wrapping_add(entry.addend) as usize)
     }
 
+    /// As `write_offset`, for a page whose stores must be noted: the walk that is cached allowed them.
+    pub fn noted_offset(&self, linear: u64, size: u64, key: u64) -> Option<usize> {
+        let withheld = self.spans[slot(linear, key)] & WITHHELD != 0;
+        self.read_offset(linear, size, key).filter(|_| withheld)
+    }
+
+    /// Stores to the page of `linear`, which `noted_offset` knows, need not be noted any more.
+    pub fn release(&mut self, linear: u64, key: u64) {
+        let slot = slot(linear, key);
+        self.entries[slot].write = self.entries[slot].read;
+        self.spans[slot] &= !WITHHELD;
+    }
+
     /// As `read_offset`, for one byte of code.
     #[inline(always)]
     pub fn execute_offset(&self, linear: u64, key: u64) -> Option<usize> {
@@ -152,9 +199,39 @@ impl Tlb {
             .then(|| linear.wrapping_add(entry.addend) as usize)
     }
 
-    /// Caches a translation of the page of `linear` to the RAM page at `offset`. Tags already
-    /// there for the same page are kept.
-    pub fn fill(&mut self, linear: u64, key: u64, offset: usize, span: u64, access: [bool; 3]) {
+    /// As `execute_offset`, of the page that is executed where data have taken its entry.
+    pub fn spared_offset(&self, linear: u64, key: u64) -> Option<usize> {
+        (self.spared.tag == (linear & !0xfff | key))
+            .then(|| linear.wrapping_add(self.spared.addend) as usize)
+    }
+
+    /// The entry of `linear` is about to be filled: keeps that of the page that is executed, of which
+    /// `code` are two addresses, with the current key.
+    pub fn spare_code(&mut self, linear: u64, key: u64, code: [u64; 2], code_key: u64) {
+        let slot = slot(linear, key);
+        let Entry {
+            execute, addend, ..
+        } = self.entries[slot];
+        if execute != NEVER && code.map(|at| at & !0xfff | code_key).contains(&execute) {
+            self.spared = Spared {
+                tag: execute,
+                addend,
+                span: self.spans[slot],
+            };
+        }
+    }
+
+    /// Caches a translation of the page of `linear` to the RAM page at `offset`: what of reads and fetches
+    /// it allows, and of stores. Tags already there for the same page are kept.
+    pub fn fill(
+        &mut self,
+        linear: u64,
+        key: u64,
+        offset: usize,
+        span: u64,
+        [read, execute]: [bool; 2],
+        stores: Stores,
+    ) {
         let page = linear & !0xfff;
         let tag = page | key;
         let slot = slot(page, key);
@@ -165,12 +242,19 @@ impl Tlb {
             *entry = Entry { addend, ..EMPTY };
             self.spans[slot] = span;
         }
-        let [read, write, execute] = access;
         if read {
             entry.read = tag;
         }
-        if write {
-            entry.write = tag;
+        match stores {
+            Stores::Walk => {}
+            Stores::Noted => {
+                entry.write = NEVER;
+                self.spans[slot] |= WITHHELD;
+            }
+            Stores::Free => {
+                entry.write = tag;
+                self.spans[slot] &= !WITHHELD;
+            }
         }
         if execute {
             entry.execute = tag;
@@ -180,6 +264,7 @@ impl Tlb {
     /// Forgets everything in every address space.
     pub fn flush_all(&mut self) {
         self.entries.fill(EMPTY);
+        self.spared = NOTHING_SPARED;
         self.spaces.fill(0);
         self.contexts.clear();
         self.last = 1;
@@ -295,11 +380,15 @@ impl Tlb {
 
     /// INVLPG: forgets whatever maps `linear`, in every address space, with all parts of a large page.
     pub fn flush_page(&mut self, linear: u64) {
+        let Spared { tag, span, .. } = self.spared;
+        if (tag ^ linear) & span & !0xfff == 0 {
+            self.spared = NOTHING_SPARED;
+        }
         for (entry, span) in self.entries.iter_mut().zip(self.spans.iter()) {
             let tag = [entry.read, entry.write, entry.execute]
                 .into_iter()
                 .find(|tag| *tag != NEVER);
-            if tag.is_some_and(|tag| (tag ^ linear) & span == 0) {
+            if tag.is_some_and(|tag| (tag ^ linear) & span & !0xfff == 0) {
                 *entry = EMPTY;
             }
         }
@@ -312,6 +401,9 @@ impl Tlb {
         let page = linear & !0xfff;
         for kind in [Kind::Supervisor, Kind::SupervisorAc, Kind::User] {
             let key = self.key(kind);
+            if self.spared.tag == page | key {
+                self.spared = NOTHING_SPARED;
+            }
             let entry = &mut self.entries[slot(page, key)];
             if [entry.read, entry.write, entry.execute].contains(&(page | key)) {
                 *entry = EMPTY;
@@ -319,17 +411,18 @@ impl Tlb {
         }
     }
 
-    /// Drops write tags of pages that hold decoded code since the last call: stores there must be
-    /// noted.
-    pub fn note_code(&mut self, ram: &Ram) {
-        if self.code_epoch == ram.code_epoch() {
+    /// Withholds write tags of pages whose stores must be noted since the last call. The translations
+    /// stay: a store that is noted does not walk, so that the guest cannot tell.
+    pub fn withhold(&mut self, ram: &Ram) {
+        if self.noting_epoch == ram.noting_epoch() {
             return;
         }
-        self.code_epoch = ram.code_epoch();
-        for entry in self.entries.iter_mut() {
+        self.noting_epoch = ram.noting_epoch();
+        for (entry, span) in self.entries.iter_mut().zip(self.spans.iter_mut()) {
             let offset = (entry.write & !0xfff).wrapping_add(entry.addend) as usize;
-            if entry.write != NEVER && ram.page_has_code(offset) {
+            if entry.write != NEVER && ram.notes_stores(offset) {
                 entry.write = NEVER;
+                *span |= WITHHELD;
             }
         }
     }
@@ -339,13 +432,13 @@ impl Tlb {
 mod tests {
     use super::*;
 
-    const RW: [bool; 3] = [true, true, false];
+    const R: [bool; 2] = [true, false];
 
     #[test]
     fn an_access_across_pages_never_matches() {
         let mut tlb = Tlb::new();
         let key = tlb.key(Kind::User);
-        tlb.fill(0x5000, key, 0x9000, !0 << 12, RW);
+        tlb.fill(0x5000, key, 0x9000, !0 << 12, R, Stores::Free);
         assert_eq!(tlb.read_offset(0x5ff8, 8, key), Some(0x9ff8));
         assert_eq!(tlb.read_offset(0x5ff9, 8, key), None);
         assert_eq!(tlb.execute_offset(0x5000, key), None);
@@ -357,7 +450,7 @@ mod tests {
         let mut tlb = Tlb::new();
         tlb.switch(5, false);
         let five = tlb.key(Kind::User);
-        tlb.fill(0x5000, five, 0x9000, !0 << 12, RW);
+        tlb.fill(0x5000, five, 0x9000, !0 << 12, R, Stores::Free);
         tlb.switch(6, false);
         assert_eq!(tlb.read_offset(0x5000, 1, tlb.key(Kind::User)), None);
         tlb.switch(5, true);
@@ -373,11 +466,39 @@ mod tests {
     fn invlpg_drops_every_part_of_a_large_page() {
         let mut tlb = Tlb::new();
         let key = tlb.key(Kind::Supervisor);
-        tlb.fill(0x20_3000, key, 0x9000, !0 << 21, RW);
-        tlb.fill(0x40_3000, key, 0xa000, !0 << 21, RW);
+        tlb.fill(0x20_3000, key, 0x9000, !0 << 21, R, Stores::Free);
+        tlb.fill(0x40_3000, key, 0xa000, !0 << 21, R, Stores::Free);
         tlb.flush_page(0x3f_f000);
         assert_eq!(tlb.read_offset(0x20_3000, 1, key), None);
         assert_eq!(tlb.read_offset(0x40_3000, 1, key), Some(0xa000));
+    }
+
+    #[test]
+    fn the_page_that_is_executed_is_not_lost_to_data() {
+        let mut tlb = Tlb::new();
+        let key = tlb.key(Kind::Supervisor);
+        let (code, data) = (0x5000, 0x5000 + ((SLOTS as u64) << 12));
+        let replace = |tlb: &mut Tlb, rip: u64| {
+            tlb.fill(code, key, 0x9000, !0 << 12, [true, true], Stores::Free);
+            tlb.spare_code(data, key, [rip, rip - 1], key);
+            tlb.fill(data, key, 0xa000, !0 << 12, R, Stores::Free);
+            assert_eq!(tlb.execute_offset(code, key), None);
+            tlb.spared_offset(code + 7, key)
+        };
+        assert_eq!(replace(&mut tlb, 0x4100), None);
+        assert_eq!(replace(&mut tlb, 0x6000), Some(0x9007));
+        let forget: [fn(&mut Tlb); 3] = [
+            |tlb| tlb.flush_page(0x5fff),
+            |tlb| tlb.forget_page(0x5123),
+            Tlb::flush_all,
+        ];
+        for forget in forget {
+            assert_eq!(replace(&mut tlb, 0x5010), Some(0x9007));
+            tlb.flush_page(0x4000);
+            assert_eq!(tlb.spared_offset(code, key), Some(0x9000));
+            forget(&mut tlb);
+            assert_eq!(tlb.spared_offset(code, key), None);
+        }
     }
 
     #[test]
@@ -388,7 +509,7 @@ mod tests {
             let key = tlb.key(Kind::User);
             assert!(key < 0xfff);
             assert_eq!(tlb.read_offset(0x7000, 1, key), None);
-            tlb.fill(0x7000, key, 0x1000, !0 << 12, RW);
+            tlb.fill(0x7000, key, 0x1000, !0 << 12, R, Stores::Free);
         }
     }
 }

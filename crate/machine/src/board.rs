@@ -104,6 +104,17 @@ pub(crate) struct Outlet {
 impl Outlet {
     const TAIL: usize = 4096;
 
+    /// The last bytes, which a text that is watched for may continue.
+    pub(crate) fn tail(&self) -> &[u8] {
+        &self.tail
+    }
+
+    /// Goes on as after these.
+    pub(crate) fn set_tail(&mut self, tail: &[u8]) {
+        self.tail.clear();
+        self.tail.extend_from_slice(tail);
+    }
+
     /// Takes a byte; the index of the watched text it completes.
     fn put(&mut self, byte: u8) -> Option<usize> {
         match &mut self.sink {

@@ -340,6 +340,8 @@ impl<'a> MachineBuilder<'a> {
             breakpoints: Vec::new(),
             armed: Vec::new(),
             armed_exits: Default::default(),
+            dirty: Default::default(),
+            mark: None,
             boot,
         })
     }

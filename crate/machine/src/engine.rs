@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use hypernest_cpu::{
-    Bus, Event, EventRequest, ExitStatistics, ExitStops, FailedEntry, Model, NestedRefused,
-    NestedReport, Processor, ProcessorConfig, ProcessorError, Ram, StateError, Stop as CpuStop,
-    Tick, Tracer, VcpuState, VmxChoice, VmxError, VmxLayouts, VmxProfile,
+    Bus, Coverage, Event, EventRequest, ExitStatistics, ExitStops, FailedEntry, Model,
+    NestedRefused, NestedReport, Processor, ProcessorConfig, ProcessorError, Ram, StateError,
+    Stop as CpuStop, Tick, Tracer, VcpuState, VmxChoice, VmxError, VmxLayouts, VmxProfile,
 };
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +29,7 @@ pub struct Capabilities {
     pub local_apic: Owner,
     /// Whose time the TSC and the APIC timers follow.
     pub clock: Owner,
-    /// It can tell which pages the guest wrote.
+    /// It can tell which pages the guest wrote ([`Ram::track_dirty`] while it runs).
     pub dirty_tracking: bool,
 }
 
@@ -305,6 +305,32 @@ pub trait Engine: Send {
     /// Forgets cached translations and decoded code: RAM was changed by other means than
     /// [`Ram::write`], or a state was saved that others continue from.
     fn flush(&mut self, ram: &mut Ram);
+
+    /// As [`Engine::flush`], where RAM was changed in no other ways than those of [`Ram`]: what does not depend
+    /// on the run before may stay.
+    fn rewind(&mut self, ram: &mut Ram) {
+        self.flush(ram);
+    }
+
+    /// Notes the blocks that are executed from now on, or ends that. What was noted before is given back.
+    fn set_coverage(
+        &mut self,
+        ram: &mut Ram,
+        coverage: Option<Coverage>,
+    ) -> Result<Option<Coverage>, EngineError> {
+        let _ = (ram, coverage);
+        Err(missing(self.name(), "record of executed blocks"))
+    }
+
+    /// What is noted of the blocks that are executed.
+    fn coverage(&mut self) -> Option<&mut Coverage> {
+        None
+    }
+}
+
+/// What an engine answers that lacks something.
+pub(crate) fn missing(engine: &'static str, what: &'static str) -> EngineError {
+    EngineError::Missing { engine, what }
 }
 
 /// The processor of `hypernest-cpu` as an engine: exact, repeatable, everywhere.
@@ -357,7 +383,7 @@ impl Engine for SoftwareEngine {
             exact_ticks: true,
             local_apic: Owner::Engine,
             clock: Owner::Engine,
-            dirty_tracking: false,
+            dirty_tracking: true,
         }
     }
 
@@ -505,5 +531,21 @@ impl Engine for SoftwareEngine {
 
     fn flush(&mut self, ram: &mut Ram) {
         self.processor.flush(ram);
+    }
+
+    fn rewind(&mut self, ram: &mut Ram) {
+        self.processor.rewind(ram);
+    }
+
+    fn set_coverage(
+        &mut self,
+        ram: &mut Ram,
+        coverage: Option<Coverage>,
+    ) -> Result<Option<Coverage>, EngineError> {
+        Ok(self.processor.set_coverage(ram, coverage))
+    }
+
+    fn coverage(&mut self) -> Option<&mut Coverage> {
+        self.processor.coverage()
     }
 }

@@ -14,14 +14,14 @@ fn round(lane: u64, word: u64) -> u64 {
 }
 
 /// Spreads every bit of `value` over all others.
-fn finish(mut value: u64) -> u64 {
+pub fn finish(mut value: u64) -> u64 {
     value = (value ^ value >> 33).wrapping_mul(P2);
     value = (value ^ value >> 29).wrapping_mul(P3);
     value ^ value >> 32
 }
 
 /// Hash of `bytes`, starting from `seed`: four lanes of eight bytes each.
-pub(crate) fn bytes(seed: u64, bytes: &[u8]) -> u64 {
+pub fn bytes(seed: u64, bytes: &[u8]) -> u64 {
     let mut lanes = [
         seed.wrapping_add(P1),
         seed.wrapping_add(P2),
@@ -45,7 +45,8 @@ pub(crate) fn bytes(seed: u64, bytes: &[u8]) -> u64 {
     finish(hash)
 }
 
-fn is_zero(page: &[u8]) -> bool {
+/// Whether all of it is zero.
+pub fn is_zero(page: &[u8]) -> bool {
     let (blocks, rest) = page.as_chunks::<64>();
     let zero = |block: &[u8; 64]| block.as_chunks::<8>().0.iter().all(|word| *word == [0; 8]);
     blocks.iter().all(zero) && rest.iter().all(|byte| *byte == 0)
@@ -56,11 +57,53 @@ fn is_zero(page: &[u8]) -> bool {
 pub(crate) fn memory(seed: u64, memory: &[u8]) -> u64 {
     let mut hash = round(seed, memory.len() as u64);
     for (number, page) in memory.chunks(PAGE).enumerate() {
-        if !is_zero(page) {
-            hash = round(hash, bytes(number as u64, page));
+        if let Some(page) = page_hash(number, page) {
+            hash = round(hash, page);
         }
     }
     finish(hash)
+}
+
+/// What [`memory`] finds of each page, kept: to hash again, only what has changed is read.
+pub(crate) struct PageHashes {
+    /// Of each page that is not all zero.
+    hashes: Vec<Option<u64>>,
+    size: u64,
+}
+
+impl PageHashes {
+    pub(crate) fn new(memory: &[u8]) -> PageHashes {
+        let pages = memory.chunks(PAGE).enumerate();
+        PageHashes {
+            hashes: pages
+                .map(|(number, page)| page_hash(number, page))
+                .collect(),
+            size: memory.len() as u64,
+        }
+    }
+
+    /// A page of `memory` may have changed.
+    pub(crate) fn update(&mut self, memory: &[u8], number: u32) {
+        let number = number as usize;
+        if let Some(page) = memory.chunks(PAGE).nth(number) {
+            self.hashes[number] = page_hash(number, page);
+        }
+    }
+
+    /// The same as [`memory`].
+    pub(crate) fn hash(&self, seed: u64) -> u64 {
+        let hash = round(seed, self.size);
+        finish(
+            self.hashes
+                .iter()
+                .flatten()
+                .fold(hash, |hash, page| round(hash, *page)),
+        )
+    }
+}
+
+fn page_hash(number: usize, page: &[u8]) -> Option<u64> {
+    (!is_zero(page)).then(|| bytes(number as u64, page))
 }
 
 #[cfg(test)]
@@ -72,6 +115,23 @@ mod tests {
         let data: Vec<u8> = (0..=255).cycle().take(5000).collect();
         assert_eq!(bytes(1, &data), 16_549_520_110_391_145_638);
         assert_eq!(memory(7, &data), 7_996_126_313_596_780_156);
+    }
+
+    #[test]
+    fn hashes_that_are_kept_give_the_same() {
+        let mut memory = vec![0; 5 * PAGE];
+        memory[PAGE + 5] = 1;
+        memory[4 * PAGE] = 2;
+        let mut kept = PageHashes::new(&memory);
+        let check = |kept: &PageHashes, memory: &[u8]| {
+            assert_eq!(kept.hash(9), super::memory(9, memory));
+        };
+        check(&kept, &memory);
+        memory[PAGE + 5] = 0;
+        memory[2 * PAGE] = 7;
+        kept.update(&memory, 1);
+        kept.update(&memory, 2);
+        check(&kept, &memory);
     }
 
     #[test]

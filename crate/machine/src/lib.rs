@@ -24,12 +24,15 @@ mod builder;
 mod device;
 pub mod devices;
 mod diff;
+mod dirty;
 mod disks;
 mod engine;
-mod hash;
+pub mod hash;
 mod interrupts;
+mod inventory;
 pub mod layout;
 mod machine;
+mod mark;
 mod observer;
 mod regions;
 mod state;
@@ -46,13 +49,15 @@ pub use engine::{
 };
 pub use hypernest_cpu as cpu;
 pub use hypernest_cpu::{
-    Answer, EntryFailure, Event, EventKinds, EventRequest, ExitReason, ExitRow, ExitStatistics,
-    ExitStops, FailedEntry, Handling, Happening, Layout, LayoutRefused, Level, MAX_CPUS, Model,
-    NestedRefused, NestedReport, Ram, Tick, Traced, Tracer, VcpuState, VmxChoice, VmxError,
-    VmxLayouts, VmxProfile, VmxRefused, WhenFull,
+    Answer, BlockPlace, Coverage, CoverageError, EntryFailure, Event, EventKinds, EventRequest,
+    ExitReason, ExitRow, ExitStatistics, ExitStops, FailedEntry, Handling, Happening, Layout,
+    LayoutRefused, Level, MAX_CPUS, Model, NestedRefused, NestedReport, Ram, Tick, Traced, Tracer,
+    VcpuState, VmxChoice, VmxError, VmxLayouts, VmxProfile, VmxRefused, WhenFull,
 };
 pub use interrupts::{Interrupts, InterruptsState, Source};
+pub use inventory::DeviceInfo;
 pub use machine::{Machine, NotMapped, Stop, Until};
+pub use mark::{Mark, MarkError};
 pub use observer::{Access, AccessKind, AtBreakpoint, Flow, Observer};
 pub use regions::RegionCount;
 pub use state::{Config, MachineState, RestoreError, STATE_VERSION};

@@ -1,13 +1,16 @@
 //! The machine: RAM, board and engine together, and everything one can do with them.
 
+use std::sync::Arc;
+
 use hypernest_cpu::{
-    Event, EventRequest, ExitReason, ExitStatistics, ExitStops, FailedEntry, Level, OutOfRam, Ram,
-    Tick, Tracer, VcpuState,
+    Coverage, Event, EventRequest, ExitReason, ExitStatistics, ExitStops, FailedEntry, Level,
+    OutOfRam, Ram, Tick, Tracer, VcpuState,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::board::{Board, Pause, StopRequest};
 use crate::builder::MachineBuilder;
+use crate::dirty::Dirty;
 use crate::engine::{Capabilities, Engine, EngineError, EngineStop};
 use crate::observer::{AtBreakpoint, Flow, Observer};
 use crate::state::Config;
@@ -233,6 +236,9 @@ pub struct Machine {
     pub(crate) armed: Vec<u64>,
     pub(crate) armed_exits: ExitStops,
     pub(crate) boot: Option<String>,
+    pub(crate) dirty: Dirty,
+    /// The mark to go back to: the same as in the [`crate::Mark`].
+    pub(crate) mark: Option<Arc<()>>,
 }
 
 impl Machine {
@@ -401,6 +407,23 @@ impl Machine {
     /// When the engine cannot trace.
     pub fn set_tracer(&mut self, tracer: Option<Tracer>) -> Result<(), EngineError> {
         self.engine.set_tracer(tracer)
+    }
+
+    /// Notes the blocks that are executed from now on, or ends that; what was noted before is given back.
+    /// The run does not change by it, but its speed: every block is looked up.
+    ///
+    /// # Errors
+    /// When the engine cannot.
+    pub fn set_coverage(
+        &mut self,
+        coverage: Option<Coverage>,
+    ) -> Result<Option<Coverage>, EngineError> {
+        self.engine.set_coverage(&mut self.ram, coverage)
+    }
+
+    /// What is noted of the blocks that are executed, to look at or to clear.
+    pub fn coverage(&mut self) -> Option<&mut Coverage> {
+        self.engine.coverage()
     }
 
     // ---- VMX ----

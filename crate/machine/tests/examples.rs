@@ -2,6 +2,8 @@
 
 #[path = "../examples/custom_device.rs"]
 mod custom_device;
+#[path = "../examples/fuzzer.rs"]
+mod fuzzer;
 #[path = "../examples/hello.rs"]
 mod hello;
 #[path = "../examples/observers.rs"]
@@ -18,6 +20,11 @@ mod vm_exits;
 #[test]
 fn custom_device_runs() {
     custom_device::main().unwrap();
+}
+
+#[test]
+fn fuzzer_runs() {
+    fuzzer::main().unwrap();
 }
 
 #[test]

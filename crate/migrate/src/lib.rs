@@ -3,6 +3,8 @@
 //! Knows the machine through its public interface and bytes through traits: no files, sockets,
 //! threads or clocks. Those who call it bring them.
 
+pub mod hello;
+pub mod live;
 pub mod pages;
 pub mod section;
 pub mod snapshot;

@@ -240,7 +240,7 @@ fn many(x: &mut Ctx, i: &Instruction, shape: Shape, left: u64) -> Option<u64> {
         }
         let at = x.cpu.tlb.write_offset(to, n * size, x.cpu.tlb_key)?;
         let value = x.cpu.gpr[RAX];
-        let bytes = &mut x.ram.bytes_mut()[at..at + (n * size) as usize];
+        let bytes = &mut x.ram.raw_mut()[at..at + (n * size) as usize];
         match size {
             1 => bytes.fill(value as u8),
             2 => fill(bytes, (value as u16).to_le_bytes()),
@@ -275,7 +275,7 @@ fn many(x: &mut Ctx, i: &Instruction, shape: Shape, left: u64) -> Option<u64> {
         return None;
     }
     let len = (n * size) as usize;
-    x.ram.bytes_mut().copy_within(source..source + len, target);
+    x.ram.raw_mut().copy_within(source..source + len, target);
     advance(x, RSI, shape, n);
     advance(x, RDI, shape, n);
     Some(n)

@@ -101,11 +101,12 @@ impl Block {
         }
     }
 
-    /// What it was made with.
+    /// The image behind it.
     pub(crate) fn image(&self) -> &dyn DiskImage {
         &*self.image
     }
 
+    /// Whether the guest cannot write it.
     pub(crate) fn is_read_only(&self) -> bool {
         self.read_only
     }
