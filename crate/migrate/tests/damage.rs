@@ -39,7 +39,7 @@ fn refused(bytes: &[u8]) -> String {
 
 #[derive(Clone)]
 struct Section {
-    name: &'static str,
+    name: String,
     version: u16,
     required: bool,
     content: Vec<u8>,
@@ -50,7 +50,7 @@ fn sections(bytes: &[u8]) -> Vec<Section> {
     let (mut all, mut content) = (Vec::new(), Vec::new());
     while let Some(head) = reader.next(&mut content).unwrap() {
         all.push(Section {
-            name: head.name.leak(),
+            name: head.name,
             version: head.version,
             required: head.required,
             content: content.clone(),
@@ -150,7 +150,7 @@ fn no_value_in_any_section_is_fatal() {
 fn sections_of_other_builds_are_passed_over_or_refused_by_name() {
     let mut all = sections(&good());
     let further = |required| Section {
-        name: "novelty",
+        name: "novelty".into(),
         version: 3,
         required,
         content: vec![1, 2, 3],
@@ -182,7 +182,7 @@ fn sections_of_other_builds_are_passed_over_or_refused_by_name() {
 fn sections_that_are_missing_or_there_twice_are_told() {
     let all = sections(&good());
     for n in 0..all.len() {
-        let name = all[n].name;
+        let name = all[n].name.as_str();
         let mut without = all.clone();
         without.remove(n);
         match name {
