@@ -47,53 +47,31 @@ impl Key {
     }
 }
 
-/// How one block leads to another.
-#[derive(Clone, Copy)]
-pub(crate) enum Way {
-    /// Past its last instruction.
-    Past,
-    /// By the jump of its operation with this [`Op::at`].
-    Jump(u16),
-}
-
-/// What holds a successor.
-#[derive(Clone, Copy)]
-enum Linked {
-    /// [`Block::next`].
-    Block(BlockId),
-    /// [`Op::link`] of the operation of this index.
-    Op(u32),
-}
-
 /// A decoded block: straight-line instructions within one page, with conditional branches out of it.
 pub(crate) struct Block {
     pub key: Key,
-    /// First operation and instruction in the cache's arrays.
+    /// Its [`Code::Head`] in the cache's array.
     pub first: u32,
-    /// Operations (fused pairs count once).
+    /// Operations between its head and its end (fused pairs count once).
     pub ops: u16,
-    /// Instructions, which is also the ticks it takes.
-    pub instructions: u16,
     /// Bytes of code.
     pub bytes: u16,
     pub valid: bool,
-    /// Successor past its last instruction, as in [`Op::link`].
-    pub next: BlockId,
     next_in_bucket: BlockId,
 }
 
 /// All decoded blocks of a machine, shared by its vCPUs.
 pub(crate) struct CodeCache {
     pub ops: Vec<Op>,
-    /// First instruction of each block at the same index as its first operation.
+    /// The instructions of each block from the index after that of its head.
     pub instructions: Vec<Instruction>,
     pub blocks: Vec<Block>,
     buckets: Box<[BlockId]>,
     /// The block last found for a RIP, by a few of its bits.
     recent: Box<[BlockId]>,
     by_page: BTreeMap<u32, Vec<BlockId>>,
-    /// What has got a successor, each once.
-    linked: Vec<Linked>,
+    /// Operations that have got a successor, each once.
+    linked: Vec<u32>,
     /// Blocks end at every branch.
     pub basic: bool,
     max_block: usize,
@@ -134,21 +112,18 @@ impl CodeCache {
     /// Forgets which block follows which, and which were found last: every way from block to block is
     /// looked up again.
     pub fn unlink(&mut self) {
-        for link in self.linked.drain(..) {
-            match link {
-                Linked::Block(id) => self.blocks[id as usize].next = NO_BLOCK,
-                Linked::Op(index) => self.ops[index as usize].link = NO_BLOCK,
-            }
+        for op in self.linked.drain(..) {
+            self.ops[op as usize].link = NO_BLOCK;
         }
         self.recent.fill(NO_BLOCK);
     }
 
     /// The block at `key`, if it is the one last noted for such an address.
     #[inline(always)]
-    pub fn recent(&self, key: &Key) -> Option<BlockId> {
+    pub fn recent(&self, key: &Key) -> Option<(BlockId, &Block)> {
         let id = self.recent[recent_slot(key.rip)];
         let block = self.blocks.get(id as usize)?;
-        (block.key == *key && block.valid).then_some(id)
+        (block.key == *key && block.valid).then_some((id, block))
     }
 
     /// Makes `id` the block that [`CodeCache::recent`] finds for its key.
@@ -156,37 +131,29 @@ impl CodeCache {
         self.recent[recent_slot(self.blocks[id as usize].key.rip)] = id;
     }
 
-    /// Remembers that `to` follows `from`, where that can never become wrong: within one page. Of 64-bit
-    /// code, that the successor lies elsewhere.
-    pub fn connect(&mut self, from: BlockId, way: Way, to: BlockId) {
-        let b = self.blocks[to as usize].key;
-        let block = &mut self.blocks[from as usize];
-        let a = block.key;
-        if !block.valid || a.size != b.size {
+    /// Remembers that `to` follows `from` by its operation with this [`Op::at`], where that can never become
+    /// wrong: within one page. Of 64-bit code, that the successor lies elsewhere.
+    pub fn connect(&mut self, from: BlockId, at: u16, to: BlockId) {
+        let (from, to) = (&self.blocks[from as usize], &self.blocks[to as usize]);
+        let (a, b) = (from.key, to.key);
+        if !from.valid || a.size != b.size {
             return;
         }
-        let (link, linked) = match way {
-            Way::Past => (&mut block.next, Linked::Block(from)),
-            Way::Jump(at) => {
-                let first = block.first as usize;
-                let ops = &mut self.ops[first..first + usize::from(block.ops)];
-                let Some((n, op)) = ops.iter_mut().enumerate().find(|(_, op)| op.at == at) else {
-                    return;
-                };
-                (&mut op.link, Linked::Op((first + n) as u32))
-            }
-        };
-        let next = if a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 {
-            to
+        let link = if a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 {
+            to.first
         } else if a.size == CodeSize::Bits64 {
             FAR_BLOCK
         } else {
             return;
         };
-        if *link == NO_BLOCK {
-            self.linked.push(linked);
+        let first = from.first as usize + 1;
+        let ops = &mut self.ops[first..=first + usize::from(from.ops)];
+        if let Some((n, op)) = ops.iter_mut().enumerate().find(|(_, op)| op.at == at) {
+            if op.link == NO_BLOCK {
+                self.linked.push((first + n) as u32);
+            }
+            op.link = link;
         }
-        *link = next;
     }
 
     pub fn find(&self, key: &Key) -> Option<BlockId> {
@@ -207,7 +174,6 @@ impl CodeCache {
             for id in self.by_page.remove(page).unwrap_or_default() {
                 let block = &mut self.blocks[id as usize];
                 block.valid = false;
-                block.next = NO_BLOCK;
                 let (bucket, next) = (block.key.bucket(), block.next_in_bucket);
                 let mut at = self.buckets[bucket];
                 if at == id {
@@ -226,11 +192,14 @@ impl CodeCache {
 
     /// Decodes the block at `key`. `None` when not even one instruction lies wholly in the page.
     pub fn build(&mut self, key: Key, ram: &mut Ram, model: &Model) -> Option<BlockId> {
-        if self.ops.len() + MAX_BLOCK > MAX_OPS {
+        if self.ops.len() + MAX_BLOCK + 2 > MAX_OPS {
             self.clear(ram);
         }
         let page_end = (key.offset | 0xfff) + 1;
-        let first = self.instructions.len();
+        let head = self.instructions.len();
+        debug_assert_eq!(self.ops.len(), head);
+        self.instructions.push(Instruction::default());
+        let first = head + 1;
         let mut bytes = 0;
         {
             let code = &ram.bytes()[key.offset..page_end];
@@ -249,27 +218,28 @@ impl CodeCache {
                 }
             }
         }
-        let count = self.instructions.len() - first;
+        let count = (self.instructions.len() - first) as u16;
         if count == 0 {
+            self.instructions.pop();
             return None;
         }
-        let ops_before = self.ops.len();
-        debug_assert_eq!(ops_before, first);
+        let id = self.blocks.len() as BlockId;
+        self.ops.push(Op::head(key.rip, count, id));
         lower(&self.instructions[first..], key, model, &mut self.ops);
-        let ops = self.ops.len() - ops_before;
+        let ops = self.ops.len() - first;
+        self.ops
+            .push(Op::end(key.rip.wrapping_add(bytes as u64), count));
         // The two arrays stay in step although pairs may be fused.
+        self.instructions.push(Instruction::default());
         self.ops.resize(self.instructions.len(), Op::default());
         ram.mark_code(key.offset, bytes);
-        let id = self.blocks.len() as BlockId;
         let bucket = key.bucket();
         self.blocks.push(Block {
             key,
-            first: first as u32,
+            first: head as u32,
             ops: ops as u16,
-            instructions: count as u16,
             bytes: bytes as u16,
             valid: true,
-            next: NO_BLOCK,
             next_in_bucket: self.buckets[bucket],
         });
         self.buckets[bucket] = id;

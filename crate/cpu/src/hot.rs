@@ -6,7 +6,7 @@
 
 use iced_x86::Instruction;
 
-use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, NO_BLOCK, Way};
+use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, NO_BLOCK};
 use crate::bus::{Bus, Tick};
 use crate::exec;
 use crate::flags::{Flags, Width};
@@ -21,8 +21,8 @@ use crate::vcpu::{CodeSize, Vcpu, reg};
 pub(crate) enum Next {
     /// Nothing is known of the next block.
     Lookup,
-    /// The next block was reached from this one by this way, which may be linked to it.
-    Link(BlockId, Way),
+    /// The next block was reached from this one by its operation with this [`Op::at`].
+    Link(BlockId, u16),
     /// The next block takes more ticks than are left.
     Budget,
 }
@@ -170,35 +170,36 @@ fn shift<T: Width>(flags: &mut Flags, kind: u8, value: u64, count: u32) -> u64 {
     clippy::cognitive_complexity,
     reason = "one dense match"
 )]
-pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64) -> Exec<Next> {
+pub(crate) fn run(code: &CodeCache, id: BlockId, x: &mut Ctx, left: &mut u64) -> Exec<Next> {
     let end = x.now + *left;
     // Taken apart, so that the parts can stay in host registers.
     let (cpu, ram, now) = (&mut *x.cpu, &mut *x.ram, &mut x.now);
     let bus = &mut *x.bus;
+    let mut at_head = code.blocks[id as usize].first as usize;
     'blocks: loop {
-        let block = &code.blocks[id as usize];
-        let count = u64::from(block.instructions);
-        let start = block.key.rip;
+        let [head, ops @ ..] = &code.ops[at_head..] else {
+            return Ok(Next::Lookup);
+        };
+        let count = u64::from(head.at);
         if count > *left {
-            cpu.rip = start;
+            cpu.rip = head.imm;
             return Ok(Next::Budget);
         }
-        let first = block.first as usize;
 
-        // Leaves the block for a successor known when decoding, at $target.
+        // Leaves the block by the link of $op, which leads to $target.
         macro_rules! follow {
-            ($link:expr, $target:expr, $way:expr) => {{
-                let mut next = $link;
+            ($op:expr, $target:expr) => {{
+                let mut next = $op.link;
                 if next >= FAR_BLOCK {
                     cpu.rip = $target;
                     if next == FAR_BLOCK {
-                        next = lookup(code, cpu, CodeSize::Bits64).unwrap_or(NO_BLOCK);
+                        next = lookup(code, cpu).unwrap_or(NO_BLOCK);
                     }
                     if next == NO_BLOCK {
-                        return Ok(Next::Link(id, $way));
+                        return Ok(Next::Link(head.link, $op.at));
                     }
                 }
-                id = next;
+                at_head = next as usize;
                 continue 'blocks;
             }};
         }
@@ -207,20 +208,20 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
             ($target:expr) => {{
                 cpu.rip = $target;
                 *left -= count;
-                match lookup(code, cpu, block.key.size) {
+                match lookup(code, cpu) {
                     Some(next) => {
-                        id = next;
+                        at_head = next as usize;
                         continue 'blocks;
                     }
                     None => return Ok(Next::Lookup),
                 }
             }};
         }
-        for op in &code.ops[first..first + usize::from(block.ops)] {
+        for op in ops {
             // Runs the instruction through `exec` and comes back, unless the block must be left.
             macro_rules! checked {
                 () => {{
-                    let i = &code.instructions[first + usize::from(op.at)];
+                    let i = &code.instructions[at_head + 1 + usize::from(op.at)];
                     let at = u64::from(op.at);
                     *now = end - *left + at;
                     let leave = checked(i, &mut *cpu, &mut *ram, &mut *bus, *now);
@@ -459,7 +460,7 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
             macro_rules! jump_to {
                 ($target:expr, $done:expr) => {{
                     *left -= $done;
-                    follow!(op.link, $target, Way::Jump(op.at))
+                    follow!(op, $target)
                 }};
             }
             macro_rules! branch {
@@ -473,7 +474,7 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                 ($condition:literal) => {
                     if cpu.flags.condition($condition) {
                         jump_to!(
-                            code.instructions[first + usize::from(op.at) + 1].near_branch64(),
+                            code.instructions[at_head + 2 + usize::from(op.at)].near_branch64(),
                             u64::from(op.at) + 2
                         )
                     }
@@ -522,7 +523,7 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                     if !canonical(target) {
                         cold!();
                     }
-                    push!(start.wrapping_add(u64::from(op.next)));
+                    push!(op.imm);
                     indirect!(target)
                 }};
             }
@@ -552,14 +553,14 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
             match op.code {
                 Code::Cold => cold!(),
                 Code::Undefined => {
-                    let i = &code.instructions[first + usize::from(op.at)];
+                    let i = &code.instructions[at_head + 1 + usize::from(op.at)];
                     cpu.rip = i.ip();
                     *left -= u64::from(op.at) + 1;
                     return Err(UD);
                 }
                 Code::Repeat => {
                     let at = u64::from(op.at);
-                    let i = &code.instructions[first + usize::from(op.at)];
+                    let i = &code.instructions[at_head + 1 + usize::from(op.at)];
                     cpu.rip = i.next_ip();
                     *now = end - *left + at;
                     *left -= at;
@@ -571,7 +572,11 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                     };
                     return exec::repeat(x, i, left).map(|()| Next::Lookup);
                 }
-                Code::Nop => {}
+                Code::Nop | Code::Head => {}
+                Code::End => {
+                    *left -= count;
+                    follow!(op, op.imm)
+                }
                 Code::AddRr8 => rr!(u8, ADD),
                 Code::AddRi8 => ri!(u8, ADD),
                 Code::AddRm8 => rm!(u8, ADD),
@@ -946,7 +951,7 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                 Code::JmpR => jump!(get(cpu, op.src)),
                 Code::JmpM => jump!(load!(u64, address(cpu, op))),
                 Code::CallRel => {
-                    push!(start.wrapping_add(u64::from(op.next)));
+                    push!(op.disp);
                     jump_to!(op.imm, count)
                 }
                 Code::CallR => call!(get(cpu, op.src)),
@@ -1179,13 +1184,8 @@ pub(crate) fn run(code: &CodeCache, mut id: BlockId, x: &mut Ctx, left: &mut u64
                 }
             }
         }
-        // Past the last instruction.
-        *left -= count;
-        follow!(
-            block.next,
-            start.wrapping_add(u64::from(block.bytes)),
-            Way::Past
-        )
+        // The last operation of a block leaves it.
+        return Ok(Next::Lookup);
     }
 }
 
@@ -1210,11 +1210,13 @@ fn checked(
     }
 }
 
-/// The block at RIP, where its translation and the block itself are at hand.
+/// Head of the block at RIP, where its translation and the block itself are at hand.
 #[inline(always)]
-fn lookup(code: &CodeCache, cpu: &Vcpu, size: CodeSize) -> Option<BlockId> {
+fn lookup(code: &CodeCache, cpu: &Vcpu) -> Option<u32> {
     let rip = cpu.rip;
     // Only 64-bit code comes here, where RIP is the linear address.
+    let size = CodeSize::Bits64;
     let offset = cpu.tlb.execute_offset(rip, cpu.tlb_key)?;
-    code.recent(&Key { offset, rip, size })
+    let (_, block) = code.recent(&Key { offset, rip, size })?;
+    Some(block.first)
 }

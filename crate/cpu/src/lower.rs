@@ -25,6 +25,11 @@ pub(crate) enum Code {
     /// A string instruction with a repeat prefix, the last of its block.
     Repeat,
     Nop,
+    /// Before the first operation of a block: its RIP in `imm`, its instructions (the ticks it takes) in `at`,
+    /// its number in `link`.
+    Head,
+    /// After the last: the next RIP in `imm`.
+    End,
     AddRr8,
     AddRi8,
     AddRm8,
@@ -539,10 +544,32 @@ pub(crate) struct Op {
     pub imm: u64,
     /// Index of the instruction in its block.
     pub at: u16,
-    /// End of the instruction, from the start of the block.
-    pub next: u16,
-    /// Block that the jump of this operation leads to: within the same page, or [`FAR_BLOCK`](crate::block::FAR_BLOCK).
+    /// Head of the block that the jump of this operation leads to: within the same page, or [`FAR_BLOCK`](crate::block::FAR_BLOCK).
     pub link: BlockId,
+}
+
+impl Op {
+    /// What stands before the operations of a block.
+    pub fn head(rip: u64, instructions: u16, block: BlockId) -> Op {
+        Op {
+            code: Head,
+            imm: rip,
+            at: instructions,
+            link: block,
+            ..Op::default()
+        }
+    }
+
+    /// What stands after them.
+    pub fn end(next_rip: u64, instructions: u16) -> Op {
+        Op {
+            code: End,
+            imm: next_rip,
+            at: instructions,
+            link: NO_BLOCK,
+            ..Op::default()
+        }
+    }
 }
 
 /// ALU operations in the order of the rows of [`ALU`].
@@ -918,9 +945,10 @@ fn hot(i: &Instruction, op: &mut Op) -> Option<Code> {
         Mnemonic::Jmp | Mnemonic::Call => {
             let jump = i.mnemonic() == Mnemonic::Jmp;
             if i.op_kind(0) == OpKind::NearBranch64 && canonical(i.near_branch64()) {
-                op.imm = i.near_branch64();
+                (op.imm, op.disp) = (i.near_branch64(), i.next_ip());
                 return Some(if jump { JmpRel } else { CallRel });
             }
+            op.imm = i.next_ip();
             if register(0) && size(0) == 8 {
                 op.src = gpr(i.op_register(0))?;
                 return Some(if jump { JmpR } else { CallR });
@@ -985,7 +1013,6 @@ fn operation(i: &Instruction, at: usize, key: Key, model: &Model) -> Op {
         index: zero,
         seg: zero,
         at: at as u16,
-        next: i.next_ip().wrapping_sub(key.rip) as u16,
         ..Op::default()
     };
     let mut op = blank;

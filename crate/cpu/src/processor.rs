@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use hypernest_vmcs::{ExitReason, NestedState};
 use iced_x86::{Decoder, DecoderError, Instruction};
 
-use crate::block::{BlockId, CodeCache, Key, MAX_BLOCK, Way};
+use crate::block::{BlockId, CodeCache, Key, MAX_BLOCK};
 use crate::bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 use crate::clock;
 use crate::coverage::Coverage;
@@ -540,7 +540,7 @@ impl Processor {
             Trap::VmxAbort(indicator) => Pause::Stop(Stop::VmxAbort { vcpu, indicator }),
             _ => Pause::Stop(Stop::Shutdown { vcpu }),
         };
-        let mut link: Option<(BlockId, Way)> = None;
+        let mut link: Option<(BlockId, u16)> = None;
         while *left > 0 {
             if ram.code_was_written() {
                 self.code.invalidate(&ram.take_code_writes());
@@ -600,10 +600,10 @@ impl Processor {
                 let generation = self.code.generation;
                 match find(&mut self.code, x, self.coverage.is_none()) {
                     Ok(Some(id)) => {
-                        if let Some((from, way)) = link.take()
+                        if let Some((from, at)) = link.take()
                             && generation == self.code.generation
                         {
-                            self.code.connect(from, way, id);
+                            self.code.connect(from, at, id);
                         }
                         // The block may be the first code on its page.
                         x.cpu.tlb.withhold(x.ram);
@@ -619,7 +619,7 @@ impl Processor {
             link = None;
             match outcome {
                 Ok(Next::Lookup) => {}
-                Ok(Next::Link(id, way)) => link = Some((id, way)),
+                Ok(Next::Link(id, at)) => link = Some((id, at)),
                 Ok(Next::Budget) => {
                     // Too few ticks for the whole block: singly to the deadline.
                     while *left > 0 && !x.cpu.leave_block {
@@ -683,7 +683,7 @@ fn find(code: &mut CodeCache, x: &mut Ctx, note: bool) -> Exec<Option<BlockId>> 
         rip: x.cpu.rip,
         size: x.cpu.code_size,
     };
-    if let Some(id) = code.recent(&key) {
+    if let Some((id, _)) = code.recent(&key) {
         return Ok(x.inside_limit(code, id).then_some(id));
     }
     let id = match code.find(&key) {
