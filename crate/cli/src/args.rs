@@ -21,11 +21,14 @@ Exit status:
   n*2+1  the guest wrote n to the debug-exit port F4H
   2      bad input: nothing was run
   4      the guest crashed (triple fault, VMX abort), needs what is not implemented, sleeps for ever,
-         or --break-on stopped it
+         --break-on stopped it, or the moment of a --snapshot-on did not come
   124    --timeout ran out
   143    stopped by a signal
 
 On a terminal, the guest's serial port is the terminal: Ctrl-A x quits, Ctrl-A h lists the other keys.";
+
+const SNAPSHOT_HELP: &str = "\
+Exit status: 0, 1 when snapshots differ, 2 for bad input.";
 
 const VMCS_HELP: &str = "\
 Exit status: 0, 1 when a check fails or files differ, 2 for bad input.";
@@ -47,6 +50,12 @@ pub enum Command {
     /// Boot an image
     #[command(after_help = AFTER_HELP)]
     Run(Box<RunArgs>),
+    /// Go on from a snapshot
+    #[command(after_help = AFTER_HELP)]
+    Resume(Box<ResumeArgs>),
+    /// Look at snapshots
+    #[command(subcommand, after_help = SNAPSHOT_HELP)]
+    Snapshot(crate::snapshot::SnapshotCommand),
     /// Look at, check and translate a VMCS in a file
     #[command(subcommand, after_help = VMCS_HELP)]
     Vmcs(crate::vmcs::VmcsCommand),
@@ -124,6 +133,19 @@ pub struct RunArgs {
     #[arg(long = "disk", value_name = "F", help_heading = "Machine")]
     pub disks: Vec<PathBuf>,
 
+    #[command(flatten)]
+    pub session: SessionArgs,
+}
+
+/// What is the same for every machine, wherever it comes from: what it is connected to, when its run ends, and what is
+/// looked at.
+#[derive(Args, Debug)]
+pub struct SessionArgs {
+    /// A Unix socket on which programs look at the run and steer it, in lines of JSON: status, pause, resume, stop
+    /// and more (docs/monitor.md)
+    #[arg(long, value_name = "PATH", help_heading = "Machine")]
+    pub monitor: Option<PathBuf>,
+
     /// Where the serial port goes: stdio, file:F or none
     #[arg(long, value_name = "TO", default_value = "stdio", value_parser = serial, help_heading = "Machine")]
     pub serial: SerialTo,
@@ -139,6 +161,22 @@ pub struct RunArgs {
     /// Stop after this many seconds of real time
     #[arg(long, value_name = "S", value_parser = seconds, help_heading = "Ends")]
     pub timeout: Option<Duration>,
+
+    /// Write a snapshot, from which hypernest resume goes on, when this text has appeared on the serial port, or at
+    /// this tick (a number, or tick:N; text:N is a text of digits); the run goes on. With --stop-on or --stop-at the
+    /// same text or tick it ends there. May be given several times
+    #[arg(long, value_name = "TEXT|TICKS", value_parser = moment, requires = "output", help_heading = "Snapshots")]
+    pub snapshot_on: Vec<Moment>,
+
+    /// Where the snapshot goes; as often as --snapshot-on, in the same order
+    #[arg(
+        long,
+        short,
+        value_name = "F",
+        requires = "snapshot_on",
+        help_heading = "Snapshots"
+    )]
+    pub output: Vec<PathBuf>,
 
     /// Print instructions, speed, stops, the hash of the final state, and VM exits by reason
     #[arg(long, help_heading = "Looking inside")]
@@ -202,6 +240,58 @@ pub struct RunArgs {
     /// Most instructions in a decoded block; the outcome is the same for any value
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64), help_heading = "Looking inside")]
     pub block_length: Option<u32>,
+}
+
+#[derive(Args, Debug)]
+pub struct ResumeArgs {
+    /// A snapshot that --snapshot-on wrote
+    pub snapshot: PathBuf,
+
+    /// The raw image of a disk that the machine has, as it was at its start; once for each, in their order
+    #[arg(long = "disk", value_name = "F", help_heading = "Machine")]
+    pub disks: Vec<PathBuf>,
+
+    /// Most memory that the machine may have
+    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = memory, help_heading = "Machine")]
+    pub memory_limit: u64,
+
+    /// Layout in which the processor writes VMCS regions from here on, whatever it wrote before
+    #[arg(long, value_name = "LAYOUT", help_heading = "Machine")]
+    pub write_vmcs: Option<String>,
+
+    /// Layouts of VMCS regions that VMPTRLD takes besides those it took before, with commas between them
+    #[arg(
+        long,
+        value_name = "LAYOUTS",
+        value_delimiter = ',',
+        help_heading = "Machine"
+    )]
+    pub accept_vmcs: Vec<String>,
+
+    /// A file with the table of a further layout, which the options above then know by its name
+    #[arg(long = "layout", value_name = "F", help_heading = "Machine")]
+    pub layouts: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub session: SessionArgs,
+}
+
+/// A moment of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// When this has appeared on the serial port.
+    Text(String),
+    /// At this tick.
+    Tick(u64),
+}
+
+impl std::fmt::Display for Moment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Moment::Text(text) => write!(f, "the text {text:?} did not appear"),
+            Moment::Tick(tick) => write!(f, "tick {tick} was not reached"),
+        }
+    }
 }
 
 /// A linear address of a level.
@@ -377,6 +467,30 @@ fn ticks(text: &str) -> Result<u64, String> {
     digits.parse().map_err(|_| "give a number of ticks".into())
 }
 
+/// A tick where it is a number, else a text.
+pub fn moment(text: &str) -> Result<Moment, String> {
+    if let Some(text) = text.strip_prefix("text:") {
+        return non_empty(text);
+    }
+    if let Some(tick) = text.strip_prefix("tick:") {
+        return ticks(tick).map(Moment::Tick);
+    }
+    let is_number = text
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'_');
+    if is_number && !text.is_empty() {
+        return ticks(text).map(Moment::Tick);
+    }
+    non_empty(text)
+}
+
+fn non_empty(text: &str) -> Result<Moment, String> {
+    if text.is_empty() {
+        return Err("give a text, or a number of ticks".into());
+    }
+    Ok(Moment::Text(text.into()))
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "give a number of seconds")?;
     if seconds <= 0.0 {
@@ -470,7 +584,7 @@ mod tests {
 
     #[test]
     fn serial_goes_to_stdio_a_file_or_nowhere() {
-        let of = |text: &str| run(&["k", "--serial", text]).map(|args| args.serial);
+        let of = |text: &str| run(&["k", "--serial", text]).map(|args| args.session.serial);
         assert_eq!(of("stdio"), Ok(SerialTo::Stdio));
         assert_eq!(of("none"), Ok(SerialTo::None));
         assert_eq!(of("file:a b"), Ok(SerialTo::File("a b".into())));
@@ -479,16 +593,16 @@ mod tests {
 
     #[test]
     fn times_are_checked() {
-        let of = |text: &str| run(&["k", "--timeout", text]).map(|args| args.timeout);
+        let of = |text: &str| run(&["k", "--timeout", text]).map(|args| args.session.timeout);
         assert_eq!(of("1.5"), Ok(Some(Duration::from_millis(1500))));
         assert!(of("0").is_err() && of("nan").is_err() && of("1e300").is_err());
-        let stop = run(&["k", "--stop-at", "1_000"]).unwrap().stop_at;
+        let stop = run(&["k", "--stop-at", "1_000"]).unwrap().session.stop_at;
         assert_eq!(stop, Some(1000));
     }
 
     #[test]
     fn breaks_are_at_exits_by_reason_or_number_and_at_failures() {
-        let of = |text: &str| run(&["k", "--break-on", text]).map(|args| args.break_on[0]);
+        let of = |text: &str| run(&["k", "--break-on", text]).map(|args| args.session.break_on[0]);
         assert_eq!(of("entry-fail"), Ok(BreakOn::EntryFail));
         assert_eq!(of("triple-fault"), Ok(BreakOn::TripleFault));
         let cpuid = BreakOn::ExitReason(ExitReason::CPUID);
@@ -505,7 +619,9 @@ mod tests {
 
     #[test]
     fn dumps_are_at_exits_by_reason_or_number() {
-        let of = |text: &str| run(&["k", "--dump-vmcs-at", text]).map(|args| args.dump_vmcs_at[0]);
+        let of = |text: &str| {
+            run(&["k", "--dump-vmcs-at", text]).map(|args| args.session.dump_vmcs_at[0])
+        };
         assert_eq!(of("12"), Ok(ExitAt::Number(12)));
         assert_eq!(of("exit:12"), Ok(ExitAt::Number(12)));
         assert_eq!(of("exit:hlt"), Ok(ExitAt::Reason(ExitReason::HLT)));
@@ -516,8 +632,27 @@ mod tests {
     }
 
     #[test]
+    fn snapshots_are_at_texts_or_ticks() {
+        let of = |text: &str| {
+            let args = run(&["k", "--snapshot-on", text, "-o", "f"]);
+            args.map(|args| args.session.snapshot_on[0].clone())
+        };
+        let text = |text: &str| Ok(Moment::Text(text.into()));
+        assert_eq!(of("login: "), text("login: "));
+        assert_eq!(of("12 o'clock"), text("12 o'clock"));
+        assert_eq!(of("text:12"), text("12"));
+        assert_eq!(of("1_000"), Ok(Moment::Tick(1000)));
+        assert_eq!(of("tick:12"), Ok(Moment::Tick(12)));
+        for wrong in ["", "text:", "tick:x", "99999999999999999999"] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+        assert!(run(&["k", "--snapshot-on", "x"]).is_err());
+        assert!(run(&["k", "-o", "x"]).is_err());
+    }
+
+    #[test]
     fn walks_have_a_level_and_an_address() {
-        let of = |text: &str| run(&["k", "--walk", text]).map(|args| args.walk[0]);
+        let of = |text: &str| run(&["k", "--walk", text]).map(|args| args.session.walk[0]);
         let at = |level, address| Ok(WalkAt { level, address });
         assert_eq!(of("L1:4096"), at(Level::L1, 4096));
         assert_eq!(of("l2:0xffff_8000"), at(Level::L2, 0xffff_8000));
@@ -536,7 +671,9 @@ mod tests {
 
     #[test]
     fn gdb_is_served_on_loopback_alone() {
-        let of = |text: &str| run(&["k", "--gdb", text]).map(|args| args.gdb.unwrap().to_string());
+        let of = |text: &str| {
+            run(&["k", "--gdb", text]).map(|args| args.session.gdb.unwrap().to_string())
+        };
         for text in ["1234", ":1234", "localhost:1234", "127.0.0.1:1234"] {
             assert_eq!(of(text).as_deref(), Ok("127.0.0.1:1234"));
         }

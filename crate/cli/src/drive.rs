@@ -11,9 +11,11 @@ use hypernest_machine::{ExitReason, Machine, Stop, Tick, Until};
 use crate::args::{BreakOn, SerialTo};
 use crate::exits::Events;
 use crate::gdb::Listener;
+use crate::monitor::{self, Attended, Monitor};
 use crate::postmortem::is_deliberate;
 use crate::progress::Progress;
 use crate::report::End;
+use crate::snapshot::Saves;
 use crate::terminal::{HELP, Input, Key, Keys, Raw, Stdin, is_interactive};
 use crate::trace::Names;
 use crate::vmcs_dump::Dumps;
@@ -25,6 +27,8 @@ const SLICE: Tick = 20_000_000;
 const TYPING_SLICE: Tick = 2_000_000;
 /// Guest time this much ahead of real time is waited for.
 const AHEAD: Duration = Duration::from_millis(2);
+/// Between two looks at keys and requests while the machine is paused.
+const PAUSED: Duration = Duration::from_millis(10);
 /// Guest time this much behind real time is never caught up.
 const BEHIND: Duration = Duration::from_millis(50);
 
@@ -55,10 +59,10 @@ impl Limits {
     }
 
     /// The conditions that the machine watches for, at tick `end` at the latest.
-    fn until(&self, end: Tick, dumps: &Dumps) -> Until {
+    fn until(&self, end: Tick, texts: &[String], dumps: &Dumps) -> Until {
         let mut until = Until::tick(end);
         let mut first = None;
-        if let Some(text) = &self.stop_on {
+        for text in texts {
             until = until.text(text);
         }
         for event in &self.break_on {
@@ -83,6 +87,19 @@ pub struct Live {
     pub events: Events,
     /// The VMCS at exits.
     pub dumps: Dumps,
+    /// Snapshots.
+    pub saves: Saves,
+    /// Where programs ask about it and steer it.
+    pub monitor: Option<Monitor>,
+}
+
+/// The texts to look for, longest first: where one is seen, those it ends in are seen too.
+fn texts(limits: &Limits, saves: &Saves) -> Vec<String> {
+    let mut texts: Vec<String> = saves.texts().map(str::to_owned).collect();
+    texts.extend(limits.stop_on.clone());
+    texts.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
+    texts.dedup();
+    texts
 }
 
 /// What came of a run.
@@ -239,6 +256,10 @@ pub struct Run<'a> {
     pub machine: &'a mut Machine,
     pub limits: &'a Limits,
     pub outcome: Outcome,
+    /// Where programs look at the run and steer it.
+    pub monitor: Option<Monitor>,
+    /// A program wants the machine to stand still.
+    pub paused: bool,
     serial: &'a mut Serial,
     live: &'a mut Live,
     started: Instant,
@@ -267,6 +288,8 @@ impl<'a> Run<'a> {
                 stops: 0,
                 typed: Vec::new(),
             },
+            monitor: live.monitor.take(),
+            paused: false,
             serial,
             live,
             started: Instant::now(),
@@ -279,11 +302,30 @@ impl<'a> Run<'a> {
         self.live.events.names()
     }
 
-    /// Waits at most `wait` for keys and passes them on. The end, where the user or time asks for it.
+    /// Real time since it began, in seconds.
+    pub fn seconds(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
+    /// Waits at most `wait` for keys and passes them on, and answers the monitor's requests, waiting for more while
+    /// the machine is paused. The end, where the user, a program or time asks for it.
     ///
     /// # Errors
     /// The host fails: output cannot be written.
-    pub fn keys(&mut self, wait: Duration) -> Result<Option<End>> {
+    pub fn keys(&mut self, mut wait: Duration) -> Result<Option<End>> {
+        loop {
+            if let Some(end) = self.typed(wait)? {
+                return Ok(Some(end));
+            }
+            match monitor::attend(self) {
+                Attended::GoOn => return Ok(None),
+                Attended::End(end) => return Ok(Some(end)),
+                Attended::Wait => wait = PAUSED,
+            }
+        }
+    }
+
+    fn typed(&mut self, wait: Duration) -> Result<Option<End>> {
         let waiting = Instant::now();
         let keys = self.serial.input(wait);
         self.outcome.waiting += waiting.elapsed();
@@ -305,7 +347,11 @@ impl<'a> Run<'a> {
     pub fn slice(&mut self, ticks: Tick) -> Result<Stop> {
         let target = self.machine.now().saturating_add(ticks);
         let target = target.min(self.limits.stop_at.unwrap_or(Tick::MAX));
-        let until = self.limits.until(target, &self.live.dumps);
+        // A tick that has gone by.
+        self.live.saves.take(self.machine, None);
+        let target = target.min(self.live.saves.next_tick());
+        let texts = texts(self.limits, &self.live.saves);
+        let until = self.limits.until(target, &texts, &self.live.dumps);
         let running = Instant::now();
         let mut stop = self.machine.run(&until)?;
         self.outcome.running += running.elapsed();
@@ -313,6 +359,16 @@ impl<'a> Run<'a> {
         self.live.events.take(self.machine)?;
         self.live.dumps.take(self.machine, &stop)?;
         if matches!(stop, Stop::VmExit { .. }) && !self.limits.breaks_at(&stop) {
+            stop = Stop::Tick;
+        }
+        let seen = match stop {
+            Stop::Text { index } => texts.get(index),
+            _ => None,
+        };
+        self.live.saves.take(self.machine, seen.map(String::as_str));
+        if let (Some(seen), wanted) = (seen, &self.limits.stop_on)
+            && !wanted.as_ref().is_some_and(|text| seen.ends_with(text))
+        {
             stop = Stop::Tick;
         }
         self.serial.put(&self.machine.take_serial_output())?;

@@ -1,8 +1,8 @@
 //! Reading what the user named: one clear line when it cannot be.
 
 use std::fs::{self, File};
-use std::io::Read;
-use std::path::Path;
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -42,4 +42,84 @@ pub fn create(what: &str, path: &Path) -> Result<File> {
 pub fn name(path: &Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str());
     name.to_string_lossy().into_owned()
+}
+
+/// Whether a file could be written, as far as that can be told before: its folder is there, and it is no folder itself.
+///
+/// # Errors
+/// It cannot.
+pub fn check_writable(what: &str, path: &Path) -> Result<()> {
+    let shown = path.display();
+    if path.is_dir() || path.file_name().is_none() {
+        bail!("cannot write the {what} {shown}: it is a directory; give a file");
+    }
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let data = fs::metadata(folder).with_context(|| format!("cannot write the {what} {shown}"))?;
+    if !data.is_dir() {
+        let folder = folder.display();
+        bail!("cannot write the {what} {shown}: {folder} is no directory");
+    }
+    Ok(())
+}
+
+/// A file that appears under its name when it is whole, and not at all if it is not.
+pub struct Whole {
+    /// `None` once it is in place.
+    file: Option<BufWriter<File>>,
+    beside: PathBuf,
+    path: PathBuf,
+}
+
+impl Whole {
+    /// Begins it, beside its place.
+    ///
+    /// # Errors
+    /// It cannot be created.
+    pub fn create(path: &Path) -> io::Result<Whole> {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".part");
+        let beside = PathBuf::from(beside);
+        let file = BufWriter::with_capacity(1 << 20, File::create(&beside)?);
+        Ok(Whole {
+            file: Some(file),
+            beside,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Puts it in its place.
+    ///
+    /// # Errors
+    /// What is left of it cannot be written.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.flush()?;
+        fs::rename(&self.beside, &self.path)?;
+        self.file = None;
+        Ok(())
+    }
+}
+
+impl Write for Whole {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.file {
+            Some(file) => file.write(bytes),
+            None => Ok(0),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.as_mut().map_or(Ok(()), BufWriter::flush)
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            // There is nothing else to do about it.
+            let _ = fs::remove_file(&self.beside);
+        }
+    }
 }

@@ -8,12 +8,14 @@ mod exit_table;
 mod exits;
 mod files;
 mod gdb;
+mod monitor;
 mod perfetto;
 mod postmortem;
 mod progress;
 mod report;
 mod run;
 mod setup;
+mod snapshot;
 mod terminal;
 mod trace;
 mod vmcs;
@@ -38,6 +40,10 @@ fn main() {
 fn execute(args: &args::Cli) -> i32 {
     let result = match &args.command {
         Some(args::Command::Run(args)) => run::run(args),
+        Some(args::Command::Resume(args)) => run::resume(args),
+        Some(args::Command::Snapshot(command)) => {
+            snapshot::run(command).map_err(|error| error.context(run::BadInput))
+        }
         Some(args::Command::Vmcs(command)) => {
             vmcs::run(command).map_err(|error| error.context(run::BadInput))
         }

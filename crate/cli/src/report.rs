@@ -27,6 +27,8 @@ pub enum End {
     Timeout,
     /// Ctrl-A x.
     Quit,
+    /// A program asked for it on the monitor.
+    Monitor,
     /// A signal that ends programs.
     Signal,
     /// A triple fault.
@@ -77,7 +79,8 @@ impl End {
             | End::TripleFaultReset
             | End::Text
             | End::Tick
-            | End::Quit => 0,
+            | End::Quit
+            | End::Monitor => 0,
             // The system keeps the low byte, as for any program.
             End::DebugExit(value) => (value.wrapping_mul(2).wrapping_add(1) & 0xff) as i32,
             End::TripleFault { .. }
@@ -103,6 +106,7 @@ impl End {
             End::Tick => "tick",
             End::Timeout => "timeout",
             End::Quit => "quit",
+            End::Monitor => "monitor",
             End::Signal => "signal",
             End::TripleFault { .. } => "triple-fault",
             End::VmxAbort { .. } => "vmx-abort",
@@ -151,6 +155,7 @@ impl fmt::Display for End {
             End::Tick => f.write_str("the tick of --stop-at is reached"),
             End::Timeout => f.write_str("the time of --timeout is up"),
             End::Quit => f.write_str("stopped by Ctrl-A x"),
+            End::Monitor => f.write_str("stopped on the monitor"),
             End::Signal => f.write_str("stopped by a signal"),
             End::TripleFault { vcpu } => write!(f, "triple fault on processor {vcpu}"),
             End::VmxAbort { vcpu, indicator } => write!(

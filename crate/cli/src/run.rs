@@ -7,16 +7,18 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use hypernest_machine::{Machine, Tick, Until};
 
-use crate::args::{BreakOn, RunArgs, SerialTo, WalkAt};
+use crate::args::{BreakOn, ResumeArgs, RunArgs, SerialTo, SessionArgs, WalkAt};
 use crate::drive::{Limits, Live, Outcome, Serial, drive};
 use crate::exit_table::Exits;
 use crate::exits::Events;
 use crate::files;
 use crate::gdb::Listener;
+use crate::monitor::Monitor;
 use crate::postmortem::{self, Scene};
 use crate::progress::Progress;
 use crate::report::{End, Report};
 use crate::setup::Setup;
+use crate::snapshot::Saves;
 use crate::trace::{Last, Names, Trace};
 use crate::vmcs_dump::Dumps;
 
@@ -24,6 +26,9 @@ use crate::vmcs_dump::Dumps;
 const REPLAY_LIMIT: Duration = Duration::from_secs(60);
 /// Ticks before the crash from which on instructions are recorded.
 const REPLAY_TRACED: Tick = 50_000;
+
+/// Exit status of a run that ended well without a snapshot that was asked for.
+const NOT_SAVED: i32 = 4;
 
 /// What to print and write besides the run itself.
 struct Looks {
@@ -38,8 +43,38 @@ struct Looks {
 
 /// Runs an image; the exit status. Nothing has run when the error is a [`BadInput`].
 pub fn run(args: &RunArgs) -> Result<i32> {
-    let prepared = prepare(args).map_err(|error| error.context(BadInput))?;
-    let (setup, mut machine, mut looks, mut serial) = prepared;
+    let prepared = Setup::read(args)
+        .and_then(|setup| {
+            let what = args.image.display().to_string();
+            prepare(setup, &args.session, "loading the image", what)
+        })
+        .map_err(|error| error.context(BadInput))?;
+    go(prepared, &args.session)
+}
+
+/// Goes on from a snapshot; the exit status. Nothing has run when the error is a [`BadInput`].
+pub fn resume(args: &ResumeArgs) -> Result<i32> {
+    let prepared = Setup::resume(args)
+        .and_then(|setup| prepare(setup, &args.session, "reading the snapshot", String::new()))
+        .map_err(|error| error.context(BadInput))?;
+    go(prepared, &args.session)
+}
+
+/// All that a run needs.
+struct Prepared {
+    setup: Setup,
+    machine: Machine,
+    looks: Looks,
+    serial: Serial,
+}
+
+fn go(prepared: Prepared, args: &SessionArgs) -> Result<i32> {
+    let Prepared {
+        setup,
+        mut machine,
+        mut looks,
+        mut serial,
+    } = prepared;
     if let Some((trace, _)) = &looks.trace {
         machine.set_tracer(Some(trace.tracer()))?;
     }
@@ -66,12 +101,21 @@ impl std::fmt::Display for BadInput {
     }
 }
 
-fn prepare(args: &RunArgs) -> Result<(Setup, Machine, Looks, Serial)> {
-    let setup = Setup::read(args)?;
+/// Makes the machine and opens what `args` name. `what` is named where there can be no machine.
+fn prepare(
+    setup: Setup,
+    args: &SessionArgs,
+    doing: &'static str,
+    what: String,
+) -> Result<Prepared> {
     let mut machine = {
-        let _progress = Progress::spinner("loading the image");
-        let shown = args.image.display();
-        setup.build().with_context(|| format!("{shown}"))?
+        let _progress = Progress::spinner(doing);
+        let built = setup.build();
+        if what.is_empty() {
+            built
+        } else {
+            built.context(what)
+        }?
     };
     let report_json = match &args.report_json {
         Some(path) => Some((files::create("report", path)?, path.clone())),
@@ -89,6 +133,8 @@ fn prepare(args: &RunArgs) -> Result<(Setup, Machine, Looks, Serial)> {
     let live = Live {
         events: Events::open(&mut machine, exits, tracks, setup.names.clone())?,
         dumps: Dumps::open(&args.dump_vmcs_at, args.dump_vmcs_to.clone())?,
+        saves: Saves::open(args, setup.about(&machine))?,
+        monitor: args.monitor.as_deref().map(Monitor::open).transpose()?,
     };
     let gdb = args.gdb.map(Listener::bind).transpose()?;
     let serial = Serial::open(&args.serial)?;
@@ -101,7 +147,12 @@ fn prepare(args: &RunArgs) -> Result<(Setup, Machine, Looks, Serial)> {
         gdb,
         always_replay: !args.break_on.is_empty(),
     };
-    Ok((setup, machine, looks, serial))
+    Ok(Prepared {
+        setup,
+        machine,
+        looks,
+        serial,
+    })
 }
 
 /// Runs the built-in hypervisor; the exit status.
@@ -146,7 +197,7 @@ pub fn run_demo() -> Result<i32> {
 fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Looks) -> Result<i32> {
     let report = Report {
         end: outcome.end.clone(),
-        image: machine.boot_description().unwrap_or_default().to_owned(),
+        image: setup.description(&machine),
         ticks: machine.now(),
         instructions: machine.instructions().unwrap_or(0),
         running: outcome.running,
@@ -160,6 +211,7 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
     };
     looks.live.events.finish(&mut machine)?;
     looks.live.dumps.finish();
+    let all_saved = looks.live.saves.finish();
     if outcome.end.is_noteworthy() {
         eprintln!("hypernest: {}", outcome.end);
     }
@@ -187,7 +239,7 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
                     End::TripleFault { .. } | End::Unimplemented { .. }
                 );
                 let end = report.ticks.saturating_add(u64::from(crashed));
-                replay(setup, &outcome.typed, end)?
+                replay(setup, &outcome.typed, looks.live.saves.saved(), end)?
             }
             None => {
                 eprintln!("for the last instructions, run again with --break-on triple-fault");
@@ -204,7 +256,10 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
         file.write_all(report.json().as_bytes())
             .with_context(|| format!("cannot write the report {shown}"))?;
     }
-    Ok(outcome.end.status())
+    match outcome.end.status() {
+        0 if !all_saved => Ok(NOT_SAVED),
+        status => Ok(status),
+    }
 }
 
 /// The walks of an address on every vCPU.
@@ -224,7 +279,12 @@ fn walks(machine: &Machine, asked: &WalkAt, names: &Names) -> Result<String> {
 
 /// Makes the run again, up to tick `end`, for its last instructions. A machine does
 /// the same every time, so nothing has to be recorded before something goes wrong.
-fn replay(setup: &Setup, typed: &[(Tick, Vec<u8>)], end: Tick) -> Result<Vec<Last>> {
+fn replay(
+    setup: &Setup,
+    typed: &[(Tick, Vec<u8>)],
+    saved: &[Tick],
+    end: Tick,
+) -> Result<Vec<Last>> {
     let trace_from = end.saturating_sub(REPLAY_TRACED);
     let trace = Trace::last();
     let mut machine = setup.build()?;
@@ -241,9 +301,16 @@ fn replay(setup: &Setup, typed: &[(Tick, Vec<u8>)], end: Tick) -> Result<Vec<Las
         machine.take_debug_output();
         Ok(())
     };
-    for (tick, bytes) in typed {
-        run_to(&mut machine, *tick)?;
-        machine.serial_input(bytes);
+    // At one tick their order is of no consequence.
+    let keys = typed.iter().map(|(tick, bytes)| (*tick, Some(bytes)));
+    let mut events: Vec<_> = keys.chain(saved.iter().map(|tick| (*tick, None))).collect();
+    events.sort_by_key(|(tick, _)| *tick);
+    for (tick, bytes) in events {
+        run_to(&mut machine, tick)?;
+        match bytes {
+            Some(bytes) => machine.serial_input(bytes),
+            None => drop(machine.save()?),
+        }
     }
     run_to(&mut machine, end)?;
     Ok(trace.take_last())

@@ -7,13 +7,27 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use hypernest_machine::boot::Symbols;
 use hypernest_machine::{Config, DiskImage, Layout, Machine, Model, VmxChoice, VmxLayouts};
+use hypernest_migrate::snapshot::About;
 
-use crate::args::{RunArgs, Vmx};
+use crate::args::{ResumeArgs, RunArgs, SessionArgs, Vmx};
 use crate::files;
+use crate::snapshot::Origin;
 use crate::trace::Names;
 
-/// Everything a machine is built from, read and checked.
+/// Everything a machine is made from, read and checked.
 pub struct Setup {
+    from: Source,
+    /// What names addresses.
+    pub names: Names,
+}
+
+enum Source {
+    Image(Box<Booted>),
+    Snapshot(Box<Origin>),
+}
+
+/// A machine that is booted from an image.
+struct Booted {
     image: Vec<u8>,
     name: String,
     initrd: Option<Vec<u8>>,
@@ -27,8 +41,6 @@ pub struct Setup {
     vmx: VmxChoice,
     hyperv: bool,
     layouts: VmxLayouts,
-    /// What names addresses.
-    pub names: Names,
 }
 
 impl Setup {
@@ -44,15 +56,11 @@ impl Setup {
             Ok((files::name(path), bytes))
         });
         let modules = modules.collect::<Result<_>>()?;
-        let symbols = match &args.symbols {
-            Some(path) => Some(symbols(path)?),
-            // An image may bring its own.
-            None => Symbols::parse(&image).ok(),
-        };
+        // An image may bring its own symbols.
+        let names = names(&args.session, || Symbols::parse(&image).ok())?;
         let vmx = vmx(args)?;
         let layouts = layouts(args, &vmx)?;
-        let symbols_l2 = args.symbols_l2.as_deref().map(self::symbols).transpose()?;
-        Ok(Setup {
+        let booted = Booted {
             image,
             name: files::name(&args.image),
             initrd,
@@ -62,17 +70,28 @@ impl Setup {
             memory: args.memory,
             cpus: args.cpus,
             model: args.cpu.clone(),
-            block_length: args.block_length,
+            block_length: args.session.block_length,
             vmx,
             layouts,
             hyperv: args.hyperv,
-            names: Names::new(symbols.map(Arc::new), symbols_l2.map(Arc::new)),
+        };
+        Ok(Setup {
+            from: Source::Image(Box::new(booted)),
+            names,
+        })
+    }
+
+    /// Reads the snapshot that `args` name.
+    pub fn resume(args: &ResumeArgs) -> Result<Setup> {
+        Ok(Setup {
+            names: names(&args.session, || None)?,
+            from: Source::Snapshot(Box::new(Origin::open(args)?)),
         })
     }
 
     /// The built-in hypervisor.
     pub fn demo() -> Setup {
-        Setup {
+        let booted = Booted {
             image: hypernest_guests::HYPERVISOR.to_vec(),
             name: "built-in".into(),
             initrd: None,
@@ -86,12 +105,47 @@ impl Setup {
             vmx: VmxChoice::Max,
             hyperv: false,
             layouts: VmxLayouts::default(),
+        };
+        Setup {
+            from: Source::Image(Box::new(booted)),
             names: Names::default(),
         }
     }
 
-    /// A machine at its first instruction.
+    /// A machine at its first instruction, or at that of the snapshot.
     pub fn build(&self) -> Result<Machine> {
+        match &self.from {
+            Source::Image(booted) => booted.build(),
+            Source::Snapshot(origin) => origin.build(),
+        }
+    }
+
+    /// What a snapshot of its machine says of itself.
+    pub fn about(&self, machine: &Machine) -> About {
+        match &self.from {
+            Source::Image(booted) => About {
+                boot: machine.boot_description().unwrap_or_default().to_owned(),
+                disks: booted.disks.iter().map(|path| files::name(path)).collect(),
+                ..About::default()
+            },
+            Source::Snapshot(origin) => origin.about().clone(),
+        }
+    }
+
+    /// How its machine came to be, for the report.
+    pub fn description(&self, machine: &Machine) -> String {
+        match &self.from {
+            Source::Image(_) => machine.boot_description().unwrap_or_default().to_owned(),
+            Source::Snapshot(origin) => {
+                let (file, boot) = (origin.path().display(), &origin.about().boot);
+                format!("snapshot {file} ({boot})")
+            }
+        }
+    }
+}
+
+impl Booted {
+    fn build(&self) -> Result<Machine> {
         let mut builder = Machine::builder()
             .memory(self.memory)
             .cpus(self.cpus)
@@ -144,10 +198,20 @@ fn model(args: &RunArgs) -> Option<&'static Model> {
     Model::by_name(&name)
 }
 
-/// The layouts of VMCS regions that `args` name, by themselves and with the VMX profile.
-fn layouts(args: &RunArgs, vmx: &VmxChoice) -> Result<VmxLayouts> {
+/// What names addresses: the symbols that `args` name, or L1's `own`.
+fn names(args: &SessionArgs, own: impl FnOnce() -> Option<Symbols>) -> Result<Names> {
+    let l1 = match &args.symbols {
+        Some(path) => Some(symbols(path)?),
+        None => own(),
+    };
+    let l2 = args.symbols_l2.as_deref().map(symbols).transpose()?;
+    Ok(Names::new(l1.map(Arc::new), l2.map(Arc::new)))
+}
+
+/// The layouts whose tables are in files, under names that no other has.
+pub fn own_layouts(paths: &[PathBuf]) -> Result<Vec<Layout>> {
     let mut own = Vec::new();
-    for path in &args.layouts {
+    for path in paths {
         let layout = layout_of_file(path)?;
         let name = layout.name();
         if Layout::named(name).is_some() || own.iter().any(|one: &Layout| one.name() == name) {
@@ -156,12 +220,23 @@ fn layouts(args: &RunArgs, vmx: &VmxChoice) -> Result<VmxLayouts> {
         }
         own.push(layout);
     }
-    let find = |option: &str, name: &str| -> Result<Layout> {
-        let own = own.iter().find(|layout| layout.name() == name);
-        own.or(Layout::named(name)).cloned().with_context(|| {
-            format!("{option}: no layout {name:?}; hypernest vmcs layouts lists them, --layout F adds one")
-        })
-    };
+    Ok(own)
+}
+
+/// The layout of a name that `option` gave, one of `own` or a built-in one.
+pub fn find_layout(option: &str, name: &str, own: &[Layout]) -> Result<Layout> {
+    let own = own.iter().find(|layout| layout.name() == name);
+    own.or(Layout::named(name)).cloned().with_context(|| {
+        format!(
+            "{option}: no layout {name:?}; hypernest vmcs layouts lists them, --layout F adds one"
+        )
+    })
+}
+
+/// The layouts of VMCS regions that `args` name, by themselves and with the VMX profile.
+fn layouts(args: &RunArgs, vmx: &VmxChoice) -> Result<VmxLayouts> {
+    let own = own_layouts(&args.layouts)?;
+    let find = |option: &str, name: &str| find_layout(option, name, &own);
     let one = |option: &str, name: &Option<String>| {
         name.as_deref().map(|name| find(option, name)).transpose()
     };
@@ -194,13 +269,17 @@ fn symbols(path: &Path) -> Result<Symbols> {
 }
 
 /// A raw disk image that stays in its file.
-struct Disk {
+pub struct Disk {
     file: File,
     size: u64,
 }
 
 impl Disk {
-    fn open(path: &Path) -> Result<Disk> {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// It is no disk image.
+    pub fn open(path: &Path) -> Result<Disk> {
         let shown = path.display();
         let file = File::open(path).with_context(|| format!("cannot read the disk {shown}"))?;
         let data = file

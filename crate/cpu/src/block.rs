@@ -112,8 +112,8 @@ impl CodeCache {
     /// Forgets which block follows which, and which were found last: every way from block to block is
     /// looked up again.
     pub fn unlink(&mut self) {
-        for op in self.linked.drain(..) {
-            self.ops[op as usize].link = NO_BLOCK;
+        for index in self.linked.drain(..) {
+            self.ops[index as usize].link = NO_BLOCK;
         }
         self.recent.fill(NO_BLOCK);
     }

@@ -43,10 +43,10 @@ mod watch;
 
 pub use bus::{Bus, DeliveryMode, InterruptMessage, Tick};
 pub use coverage::{BlockPlace, Coverage, CoverageError};
-pub use exec::msr::msr_name;
+pub use exec::msr::{MsrSeen, msr_name, msrs};
 pub use hypernest_vmcs::{ExitReason, Layout};
-pub use hyperv::{HypervState, NestedGuestState, SyntheticTimerState};
-pub use model::{Feature, Model};
+pub use hyperv::{HypervState, NestedGuestState, SyntheticTimerState, hyperv_leaves};
+pub use model::{CpuidBit, Feature, Model};
 pub use processor::{MAX_CPUS, Processor, ProcessorConfig, ProcessorError, Stop, Traced, Tracer};
 pub use ram::{OutOfRam, PAGE_SIZE, Ram, RamError};
 pub use save::StateError;

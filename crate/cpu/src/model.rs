@@ -1,5 +1,7 @@
 //! CPU models: what CPUID lists and what follows from it.
 
+use core::fmt;
+
 use iced_x86::{CpuidFeature, DecoderOptions, Instruction, Mnemonic};
 
 use crate::vcpu::cr;
@@ -109,6 +111,50 @@ features! {
     Rdtscp 0x8000_0001/0 Edx 27;
     Lm 0x8000_0001/0 Edx 29;
     InvariantTsc 0x8000_0007/0 Edx 8;
+}
+
+/// Where a feature is in CPUID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CpuidBit {
+    /// The leaf.
+    pub leaf: u32,
+    /// The subleaf; 0 where the leaf has none.
+    pub subleaf: u32,
+    /// The register of the result: 0 is EAX, then EBX, ECX and EDX.
+    pub register: u8,
+    /// The bit.
+    pub bit: u8,
+}
+
+/// As the manual writes it: `CPUID.7:EBX bit 3`, with the subleaf where it is not 0.
+impl fmt::Display for CpuidBit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const REGISTERS: [&str; 4] = ["EAX", "EBX", "ECX", "EDX"];
+        let register = REGISTERS.get(usize::from(self.register)).unwrap_or(&"?");
+        write!(f, "CPUID.{:X}", self.leaf)?;
+        if self.subleaf != 0 {
+            write!(f, ".{}", self.subleaf)?;
+        }
+        write!(f, ":{register} bit {}", self.bit)
+    }
+}
+
+impl Feature {
+    /// Every feature that a model may list.
+    pub fn all() -> impl Iterator<Item = Feature> {
+        FEATURES.iter().map(|row| row.feature)
+    }
+
+    /// Its place in CPUID.
+    pub fn cpuid(self) -> CpuidBit {
+        let row = &FEATURES[self as usize];
+        CpuidBit {
+            leaf: row.leaf,
+            subleaf: row.subleaf,
+            register: row.output as u8,
+            bit: row.bit as u8,
+        }
+    }
 }
 
 const fn set(features: &[Feature]) -> u128 {
@@ -278,6 +324,24 @@ impl Model {
         self.features >> feature as u8 & 1 != 0
     }
 
+    /// Whose processor it says it is, as CPUID leaf 0 does.
+    pub fn vendor(&self) -> &'static str {
+        match self.vendor {
+            Vendor::Intel => "GenuineIntel",
+            Vendor::Amd => "AuthenticAMD",
+        }
+    }
+
+    /// Type, family, model and stepping: CPUID.1:EAX.
+    pub fn signature(&self) -> u32 {
+        self.signature
+    }
+
+    /// Guest-physical address bits (MAXPHYADDR).
+    pub fn physical_bits(&self) -> u32 {
+        self.physical_bits
+    }
+
     /// 1 GiB pages.
     pub(crate) fn has_gigabyte_pages(&self) -> bool {
         self.has(Feature::GigabytePages)
@@ -397,6 +461,7 @@ impl Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::string::ToString;
     use iced_x86::Decoder;
 
     fn allowed(model: &str, code: &[u8]) -> bool {
@@ -412,6 +477,8 @@ mod tests {
             assert_eq!(row.feature as usize, n);
         }
         assert!(FEATURES.len() <= 128);
+        assert_eq!(Feature::Bmi1.cpuid().to_string(), "CPUID.7:EBX bit 3");
+        assert_eq!(Feature::Xsaves.cpuid().to_string(), "CPUID.D.1:EAX bit 3");
     }
 
     #[test]

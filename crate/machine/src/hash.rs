@@ -14,14 +14,14 @@ fn round(lane: u64, word: u64) -> u64 {
 }
 
 /// Spreads every bit of `value` over all others.
-fn finish(mut value: u64) -> u64 {
+pub fn finish(mut value: u64) -> u64 {
     value = (value ^ value >> 33).wrapping_mul(P2);
     value = (value ^ value >> 29).wrapping_mul(P3);
     value ^ value >> 32
 }
 
 /// Hash of `bytes`, starting from `seed`: four lanes of eight bytes each.
-pub(crate) fn bytes(seed: u64, bytes: &[u8]) -> u64 {
+pub fn bytes(seed: u64, bytes: &[u8]) -> u64 {
     let mut lanes = [
         seed.wrapping_add(P1),
         seed.wrapping_add(P2),
@@ -45,7 +45,8 @@ pub(crate) fn bytes(seed: u64, bytes: &[u8]) -> u64 {
     finish(hash)
 }
 
-fn is_zero(page: &[u8]) -> bool {
+/// Whether all of it is zero.
+pub fn is_zero(page: &[u8]) -> bool {
     let (blocks, rest) = page.as_chunks::<64>();
     let zero = |block: &[u8; 64]| block.as_chunks::<8>().0.iter().all(|word| *word == [0; 8]);
     blocks.iter().all(zero) && rest.iter().all(|byte| *byte == 0)

@@ -25,9 +25,11 @@ mod device;
 pub mod devices;
 mod diff;
 mod dirty;
+mod disks;
 mod engine;
-mod hash;
+pub mod hash;
 mod interrupts;
+mod inventory;
 pub mod layout;
 mod machine;
 mod mark;
@@ -41,6 +43,7 @@ pub use builder::{BuildError, EngineMaker, MAX_MEMORY, MachineBuilder, SerialSin
 pub use device::{Claim, Device, DeviceAccess, DeviceContext, DeviceError};
 pub use devices::virtio::DiskImage;
 pub use diff::{Change, diff, fields};
+pub use disks::DiskInfo;
 pub use engine::{
     Capabilities, Clock, Engine, EngineConfig, EngineError, EngineStop, Owner, SoftwareEngine,
 };
@@ -52,6 +55,7 @@ pub use hypernest_cpu::{
     VcpuState, VmxChoice, VmxError, VmxLayouts, VmxProfile, VmxRefused, WhenFull,
 };
 pub use interrupts::{Interrupts, InterruptsState, Source};
+pub use inventory::DeviceInfo;
 pub use machine::{Machine, NotMapped, Stop, Until};
 pub use mark::{Mark, MarkError};
 pub use observer::{Access, AccessKind, AtBreakpoint, Flow, Observer};

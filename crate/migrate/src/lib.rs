@@ -2,3 +2,13 @@
 //!
 //! Knows the machine through its public interface and bytes through traits: no files, sockets,
 //! threads or clocks. Those who call it bring them.
+
+pub mod hello;
+pub mod live;
+pub mod pages;
+pub mod section;
+pub mod snapshot;
+pub mod state;
+
+pub use snapshot::Snapshot;
+pub use state::{state_from_bytes, state_to_bytes};

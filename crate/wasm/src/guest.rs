@@ -106,7 +106,9 @@ pub struct StopReport {
 
 /// A machine that has booted an image.
 pub struct Guest {
-    machine: Machine,
+    pub(crate) machine: Machine,
+    /// How it was booted.
+    pub(crate) boot: String,
     stop: Option<StopReport>,
 }
 
@@ -143,10 +145,17 @@ impl Guest {
             builder = builder.initrd(initrd);
         }
         let machine = builder.build().map_err(|error| error.to_string())?;
-        Ok(Guest {
+        let boot = machine.boot_description().unwrap_or_default().to_owned();
+        Ok(Guest::of(machine, boot))
+    }
+
+    /// A machine that was booted as `boot` says.
+    pub(crate) fn of(machine: Machine, boot: String) -> Guest {
+        Guest {
             machine,
+            boot,
             stop: None,
-        })
+        }
     }
 
     /// Runs until `ticks` have passed, at least `instructions` have been executed (hardly more), or

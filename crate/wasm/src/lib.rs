@@ -1,11 +1,13 @@
 //! Hypernest for a web page: the machine behind numbers, bytes and strings.
 //!
-//! [`guest`] is the machine as the page drives it, in slices, and [`vmcs`] looks at a VMCS in a file; this file binds them
-//! to JavaScript.
+//! [`guest`] is the machine as the page drives it, in slices, [`snapshot`] keeps it in a file, and [`vmcs`] looks at a VMCS in
+//! a file; this file binds them to JavaScript.
 //! Nothing here knows of a clock, the DOM or a Worker: the page's Worker calls in, and decides how
 //! long a slice is. Errors reach JavaScript as strings that a user can read.
 
 pub mod guest;
+mod js_io;
+pub mod snapshot;
 pub mod vmcs;
 
 use js_sys::Uint8Array;
@@ -13,6 +15,7 @@ use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
 use guest::{Guest, Options};
+use js_io::{Gather, Scatter};
 
 #[wasm_bindgen(typescript_custom_section)]
 const TYPES: &str = r#"
@@ -277,6 +280,24 @@ impl Machine {
         let kernel = kernel.map(|bytes| bytes.to_vec());
         let initrd = initrd.map(|bytes| bytes.to_vec());
         Guest::new(&options, kernel.as_deref(), initrd.as_deref()).map(Machine)
+    }
+
+    /// Makes the machine of a snapshot, whether a page or `hypernest run --snapshot-on` wrote it.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn from_snapshot(file: Uint8Array) -> Result<Machine, String> {
+        snapshot::read(Scatter::new(file)).map(Machine)
+    }
+
+    /// A snapshot: `from_snapshot` and `hypernest resume` go on from it.
+    ///
+    /// # Errors
+    /// None with the engine that runs here.
+    pub fn snapshot(&mut self) -> Result<Uint8Array, String> {
+        let mut file = Gather::default();
+        snapshot::write(&mut self.0, &mut file)?;
+        Ok(file.into_array())
     }
 
     /// Runs until `ticks` have passed, about `instructions` have been executed, or the machine

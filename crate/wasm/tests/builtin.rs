@@ -189,12 +189,62 @@ fn archives_are_initial_ram_disks_and_kernels_are_not() {
     }
 }
 
+/// A snapshot of the hypervisor some way into its run.
+fn snapshot() -> Vec<u8> {
+    let options = Options {
+        vmx: Vmx::Max,
+        builtin: Builtin::Hypervisor,
+        ..options()
+    };
+    let mut guest = Guest::new(&options, None, None).expect("the hypervisor boots");
+    guest.run_slice(290_000, GREETING);
+    let mut bytes = Vec::new();
+    hypernest_wasm::snapshot::write(&mut guest, &mut bytes).expect("it is written");
+    bytes
+}
+
+/// The state at the end of the run of a snapshot.
+fn end_of(snapshot: &[u8]) -> String {
+    let mut guest = hypernest_wasm::snapshot::read(snapshot).expect("it is read");
+    let report = guest.run_slice(GREETING, GREETING);
+    let stop = report.stop.expect("the hypervisor ends");
+    assert_eq!(stop.kind, "power-off");
+    guest.state_hash().expect("the software engine can be read")
+}
+
+#[test]
+#[cfg_attr(target_arch = "wasm32", wasm_bindgen_test)]
+fn a_snapshot_ends_as_the_run_it_was_taken_from() {
+    assert_eq!(end_of(&snapshot()), hypervisor(SLICE).0);
+}
+
+#[test]
+#[cfg_attr(target_arch = "wasm32", wasm_bindgen_test)]
+fn snapshots_that_cannot_be_taken_are_refused_in_a_line() {
+    use hypernest_machine::Machine;
+    use hypernest_migrate::snapshot::{Options, write};
+    let refused = |bytes: &[u8]| {
+        hypernest_wasm::snapshot::read(bytes)
+            .err()
+            .expect("refused")
+    };
+    let good = snapshot();
+    assert!(refused(b"").contains("no file of Hypernest's"));
+    assert!(refused(&good[..good.len() - 1]).contains("it was cut"));
+    let builder = Machine::builder().memory(1 << 20).disk(vec![1; 512]);
+    let mut bytes = Vec::new();
+    let mut machine = builder.build().expect("a machine with a disk");
+    write(&mut machine, &mut bytes, &Options::default()).expect("it is written");
+    assert!(refused(&bytes).contains("disks"));
+}
+
 #[cfg(not(target_arch = "wasm32"))]
 #[test]
 fn the_native_state_hash_is_left_for_webassembly() {
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
     std::fs::write(folder.join("greeting.hash"), final_hash(SLICE)).expect("written");
     std::fs::write(folder.join("hypervisor.hash"), hypervisor(SLICE).0).expect("written");
+    std::fs::write(folder.join("hypervisor.snapshot"), snapshot()).expect("written");
 }
 
 #[cfg(target_arch = "wasm32")]
@@ -214,4 +264,11 @@ fn webassembly_ends_in_the_native_state() {
         "/../../tmp/hypervisor.hash"
     ));
     assert_eq!(hypervisor(SLICE).0, native);
+    // The file is the same to the byte, and so each reads the other's.
+    let file = include_bytes!(concat!(
+        env!("CARGO_TARGET_TMPDIR"),
+        "/../../tmp/hypervisor.snapshot"
+    ));
+    assert!(snapshot() == file);
+    assert_eq!(end_of(file), native);
 }

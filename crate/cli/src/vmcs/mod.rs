@@ -93,11 +93,12 @@ pub fn run(command: &VmcsCommand) -> Result<i32> {
 }
 
 /// Prints; a reader that goes away is no error.
-fn print(text: &str) {
+pub fn print(text: &str) {
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
-fn print_json(value: &Value) {
+/// The same of JSON.
+pub fn print_json(value: &Value) {
     print(&format!("{value:#}\n"));
 }
 

@@ -108,10 +108,7 @@ fn numbers(cpu: &Vcpu, leaf: u32, subleaf: u32) -> [u32; 4] {
     let cores = cpu.cpus.next_power_of_two();
     match leaf {
         0 => {
-            let name = match model.vendor {
-                Vendor::Intel => "GenuineIntel",
-                Vendor::Amd => "AuthenticAMD",
-            };
+            let name = model.vendor();
             [LAST_BASIC, word(name, 0), word(name, 8), word(name, 4)]
         }
         1 => {

@@ -5,7 +5,7 @@ use super::system::privileged;
 use crate::clock::tsc_at;
 use crate::hyperv;
 use crate::mem::{Ctx, canonical};
-use crate::model::{Feature, Vendor};
+use crate::model::{Feature, Model, Vendor};
 use crate::state::MsrState;
 use crate::trap::{Exec, GP0};
 use crate::vcpu::{Seg, Vcpu, cr, reg};
@@ -254,6 +254,33 @@ fn find(x: &Ctx, number: u32) -> Option<&'static Row> {
 pub fn msr_name(number: u32) -> Option<&'static str> {
     let at = TABLE.binary_search_by_key(&number, |row| row.number).ok()?;
     Some(TABLE[at].name)
+}
+
+/// A model-specific register as a guest sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsrSeen {
+    /// Its number.
+    pub number: u32,
+    /// Its name (Vol. 4).
+    pub name: &'static str,
+    /// What it reads, where that never changes.
+    pub constant: Option<u64>,
+}
+
+/// The registers that a processor of this model has, by number: all but those that follow from other features
+/// as whole ranges (local APIC, MTRRs, VMX capabilities, Hyper-V).
+pub fn msrs(model: &Model, vmx: bool) -> impl Iterator<Item = MsrSeen> {
+    let there = move |row: &&Row| {
+        (row.number != FEATURE_CONTROL || vmx) && row.needs.is_none_or(|needs| model.has(needs))
+    };
+    TABLE.iter().filter(there).map(|row| MsrSeen {
+        number: row.number,
+        name: row.name,
+        constant: match row.holder {
+            Holder::Constant(value) => Some(value),
+            _ => None,
+        },
+    })
 }
 
 /// Registers that the local APIC has.

@@ -19,6 +19,7 @@ pub(crate) use time::tsc_moved;
 
 use crate::bus::Tick;
 use crate::mem::Ctx;
+use crate::model::Model;
 use crate::ram::Ram;
 use crate::vcpu::Vcpu;
 
@@ -84,7 +85,17 @@ impl HyperV {
 /// EAX, EBX, ECX and EDX of a leaf of the interface; `None` for one that it does not have.
 pub(crate) fn cpuid(cpu: &Vcpu, leaf: u32) -> Option<[u32; 4]> {
     cpu.hyperv.as_ref()?;
-    let nested = cpu.vmx.profile.is_some();
+    answer(cpu.model, cpu.vmx.profile.is_some(), leaf)
+}
+
+/// Every leaf of the interface, by number, with EAX, EBX, ECX and EDX: what a guest on this model sees of it, with
+/// VMX (`nested`) or without.
+pub fn hyperv_leaves(model: &Model, nested: bool) -> impl Iterator<Item = (u32, [u32; 4])> {
+    (FIRST_LEAF..=LAST_LEAF_NESTED)
+        .filter_map(move |leaf| Some((leaf, answer(model, nested, leaf)?)))
+}
+
+fn answer(model: &Model, nested: bool, leaf: u32) -> Option<[u32; 4]> {
     let last = if nested { LAST_LEAF_NESTED } else { LAST_LEAF };
     let text = |text: [u8; 4]| u32::from_le_bytes(text);
     Some(match leaf {
@@ -96,7 +107,7 @@ pub(crate) fn cpuid(cpu: &Vcpu, leaf: u32) -> Option<[u32; 4]> {
         0x4000_0004 => {
             let enlightened = if nested { HINT_ENLIGHTENED_VMCS } else { 0 };
             // Spinning is never told.
-            [HINTS | enlightened, !0, cpu.model.physical_bits, 0]
+            [HINTS | enlightened, !0, model.physical_bits, 0]
         }
         0x4000_0005 => [crate::MAX_CPUS, crate::MAX_CPUS, 0, 0],
         0x4000_000a if nested => [NESTED, 0, 0, 0],

@@ -14,6 +14,13 @@ pub(super) struct Custom {
 }
 
 impl Board {
+    /// The names of the devices of the library's user, in their order.
+    pub(crate) fn custom_names(&self) -> impl Iterator<Item = String> {
+        self.custom
+            .iter()
+            .map(|custom| custom.device.name().to_owned())
+    }
+
     /// Adds a device of the library's user.
     pub fn add_device(&mut self, device: Box<dyn Device>) -> Result<(), DeviceError> {
         let name = device.name().to_owned();

@@ -38,6 +38,16 @@ pub trait DiskImage: Send {
     fn read(&self, offset: u64, into: &mut [u8]) -> bool;
 }
 
+impl DiskImage for Box<dyn DiskImage> {
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> bool {
+        (**self).read(offset, into)
+    }
+}
+
 impl DiskImage for Vec<u8> {
     fn size(&self) -> u64 {
         self.len() as u64
@@ -89,6 +99,16 @@ impl Block {
             read_only,
             state: BlockState::default(),
         }
+    }
+
+    /// The image behind it.
+    pub(crate) fn image(&self) -> &dyn DiskImage {
+        &*self.image
+    }
+
+    /// Whether the guest cannot write it.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
     }
 
     fn sectors(&self) -> u64 {

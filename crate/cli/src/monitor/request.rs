@@ -1,0 +1,163 @@
+//! What clients of the monitor say, and what they are told.
+
+use serde_json::{Map, Value, json};
+
+/// Longest text that may name a request.
+const LONGEST_ID: usize = 128;
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// How the run is.
+    Status,
+    /// The machine stands still from now on.
+    Pause,
+    /// It runs again.
+    Resume,
+    /// VM exits by reason.
+    QueryExits,
+    /// Regions in memory by layout.
+    QueryRegions,
+    /// The run ends.
+    Stop,
+}
+
+/// The commands, by name.
+pub const NAMES: [&str; 6] = [
+    "status",
+    "pause",
+    "resume",
+    "query-exits",
+    "query-regions",
+    "stop",
+];
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What the client calls it: null, a number or a short text.
+    pub id: Value,
+    /// What it asks for.
+    pub command: Command,
+}
+
+/// Why something is not done: a stable word for programs, and a line for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The word.
+    pub code: &'static str,
+    /// The line.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal.
+    pub fn new(code: &'static str, message: impl Into<String>) -> Refusal {
+        let message = message.into().replace('\n', " ");
+        Refusal { code, message }
+    }
+}
+
+/// The answer to a request.
+pub fn answer(id: &Value, outcome: Result<Value, Refusal>) -> Value {
+    match outcome {
+        Ok(result) => json!({ "id": id, "ok": result }),
+        Err(refusal) => {
+            json!({ "id": id, "error": { "code": refusal.code, "message": refusal.message } })
+        }
+    }
+}
+
+/// Reads a line; on failure with the request's name, as far as it can be told.
+pub fn parse(line: &[u8]) -> Result<Request, (Value, Refusal)> {
+    let unnamed = |code, message: String| (Value::Null, Refusal::new(code, message));
+    let text = std::str::from_utf8(line)
+        .map_err(|_| unnamed("bad-json", "the line is not UTF-8; send JSON".into()))?;
+    let value: Value = serde_json::from_str(text)
+        .map_err(|error| unnamed("bad-json", format!("the line is not JSON: {error}")))?;
+    let Value::Object(mut fields) = value else {
+        let message = "a request is an object, such as {\"command\":\"status\"}";
+        return Err(unnamed("bad-request", message.into()));
+    };
+    let id = fields.remove("id").unwrap_or(Value::Null);
+    let fits = match &id {
+        Value::Null | Value::Number(_) => true,
+        Value::String(text) => text.len() <= LONGEST_ID,
+        _ => false,
+    };
+    if !fits {
+        let message = format!("id is a number or a text of at most {LONGEST_ID} bytes");
+        return Err(unnamed("bad-request", message));
+    }
+    match command(fields) {
+        Ok(command) => Ok(Request { id, command }),
+        Err(refusal) => Err((id, refusal)),
+    }
+}
+
+fn command(mut fields: Map<String, Value>) -> Result<Command, Refusal> {
+    let name = match fields.remove("command") {
+        Some(Value::String(name)) => name,
+        Some(_) => return Err(bad("command is a text")),
+        None => return Err(bad("there is no command; give one, such as \"status\"")),
+    };
+    let command = match name.as_str() {
+        "status" => Command::Status,
+        "pause" => Command::Pause,
+        "resume" => Command::Resume,
+        "query-exits" => Command::QueryExits,
+        "query-regions" => Command::QueryRegions,
+        "stop" => Command::Stop,
+        _ => {
+            let known = NAMES.join(", ");
+            let message = format!("there is no command {name:?}; the commands are {known}");
+            return Err(Refusal::new("unknown-command", message));
+        }
+    };
+    match fields.keys().next() {
+        Some(more) => Err(bad(format!("{name} takes no {more:?}"))),
+        None => Ok(command),
+    }
+}
+
+fn bad(message: impl Into<String>) -> Refusal {
+    Refusal::new("bad-request", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(line: &[u8]) -> (Value, &'static str) {
+        let (id, refusal) = parse(line).unwrap_err();
+        assert!(!refusal.message.contains('\n'));
+        (id, refusal.code)
+    }
+
+    #[test]
+    fn every_command_has_its_name() {
+        for name in NAMES {
+            let line = format!("{{\"command\":\"{name}\",\"id\":7}}");
+            let request = parse(line.as_bytes());
+            assert_eq!(request.map(|request| request.id), Ok(json!(7)), "{name}");
+        }
+    }
+
+    #[test]
+    fn bad_lines_are_refused_with_the_name_they_have() {
+        assert_eq!(refused(b""), (Value::Null, "bad-json"));
+        assert_eq!(refused(b"\xff\xfe"), (Value::Null, "bad-json"));
+        assert_eq!(refused(b"{"), (Value::Null, "bad-json"));
+        assert_eq!(refused("[".repeat(10_000).as_bytes()).1, "bad-json");
+        assert_eq!(refused(b"[]"), (Value::Null, "bad-request"));
+        assert_eq!(refused(b"{}"), (Value::Null, "bad-request"));
+        assert_eq!(refused(br#"{"id":1}"#), (json!(1), "bad-request"));
+        let unknown = br#"{"id":"a","command":"dance\n"}"#;
+        assert_eq!(refused(unknown), (json!("a"), "unknown-command"));
+        let more = br#"{"id":2,"command":"pause","for":1}"#;
+        assert_eq!(refused(more), (json!(2), "bad-request"));
+        assert_eq!(refused(br#"{"id":[],"command":"stop"}"#).1, "bad-request");
+        let long = format!(r#"{{"id":"{}","command":"stop"}}"#, "x".repeat(200));
+        assert_eq!(refused(long.as_bytes()), (Value::Null, "bad-request"));
+    }
+}
