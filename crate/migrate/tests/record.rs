@@ -155,7 +155,7 @@ fn every_moment_is_reached_from_every_other() {
             let mut replay = replay(&recorded.bytes, budget);
             replay.to_end().unwrap();
             let mut n = 0;
-            for _ in 0..3 * moments.len() {
+            for _ in 0..moments.len() {
                 n = (n * 7 + 5) % moments.len();
                 let (tick, expected, instructions) = moments[n];
                 replay.to_tick(tick).unwrap();
@@ -209,7 +209,7 @@ fn instructions_are_gone_back_one_by_one_and_over_idle_time() {
         let mut last = replay.instructions();
         let mut seen = vec![];
         for _ in 0..20 {
-            replay.step_back_instruction().unwrap();
+            replay.step_back(1).unwrap();
             assert_eq!(replay.instructions(), last - 1);
             last -= 1;
             seen.push((replay.now(), hash(&mut replay)));
@@ -218,12 +218,19 @@ fn instructions_are_gone_back_one_by_one_and_over_idle_time() {
         for (tick, expected) in seen.iter().rev() {
             assert_eq!(replay.now(), *tick);
             assert_eq!(hash(&mut replay), *expected);
-            replay.step().unwrap();
+            replay.step(1).unwrap();
         }
+        // All at once.
+        replay.to_tick(tick).unwrap();
+        replay.step_back(20).unwrap();
+        assert_eq!((replay.now(), hash(&mut replay)), seen[19]);
+        replay.step(19).unwrap();
+        replay.step_back(1).unwrap();
+        assert_eq!((replay.now(), hash(&mut replay)), seen[1]);
     }
     replay.to_tick(77).unwrap();
     assert!(matches!(
-        replay.step_back_instruction(),
+        replay.step_back(1),
         Err(ReplayError::Before { start: 77 })
     ));
     assert!(matches!(
@@ -273,6 +280,27 @@ fn input_at_exits_and_at_breakpoints_comes_where_it_came() {
     let bytes = recorder.finish(&mut machine).unwrap();
     let mut replay = replay(&bytes, BUDGET);
     replay.to_end().unwrap();
+    assert_eq!(hash(&mut replay), machine.state_hash().unwrap());
+}
+
+#[test]
+fn a_save_by_somebody_else_is_an_event_too() {
+    let mut machine = hypervisor();
+    let mut recorder = begin(&mut machine, Vec::new(), &Options::default()).unwrap();
+    for tick in [10_000, 20_000, 30_000] {
+        recorder.runs(&mut machine).unwrap();
+        let stop = machine.run(&Until::tick(tick)).unwrap();
+        recorder.ran(&mut machine, &stop).unwrap();
+        if tick == 20_000 {
+            machine.save().unwrap();
+        }
+    }
+    let bytes = recorder.finish(&mut machine).unwrap();
+    let mut replay = replay(&bytes, BUDGET);
+    assert_eq!(replay.log().keyframes(), 1);
+    assert_eq!(replay.log().entries[0].at.tick, 20_000);
+    while replay.to_next_entry().unwrap() {}
+    assert_eq!((replay.now(), replay.compared()), (30_000, 2));
     assert_eq!(hash(&mut replay), machine.state_hash().unwrap());
 }
 

@@ -43,6 +43,8 @@ pub struct Recorder<W: Write> {
     due: u64,
     every: u64,
     breakpoint: Option<u64>,
+    /// Of the machine, with all that are written down.
+    flushes: u64,
 }
 
 /// Writes the beginning of a recording: `to` holds the machine as it is now, and goes on with the log.
@@ -73,6 +75,7 @@ pub fn begin<W: Write>(
         due: instructions(machine) + KEYFRAME_EVERY,
         every: KEYFRAME_EVERY,
         breakpoint: None,
+        flushes: machine.flushes(),
     })
 }
 
@@ -83,6 +86,18 @@ impl<W: Write> Recorder<W> {
         self.due = self.due - self.every + every;
         self.every = every;
         self
+    }
+
+    /// To be called before each run of the machine: where it was saved since the last call, by whomever, that is
+    /// written down as a keyframe.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn runs(&mut self, machine: &mut Machine) -> Result<(), RecordError> {
+        if machine.flushes() != self.flushes {
+            self.keyframe(machine)?;
+        }
+        Ok(())
     }
 
     /// To be called after each run of the machine. Makes a keyframe where one is due.
@@ -105,19 +120,20 @@ impl<W: Write> Recorder<W> {
     /// # Errors
     /// When the machine refuses it, or it cannot be written.
     pub fn input(&mut self, machine: &mut Machine, input: Input) -> Result<(), RecordError> {
+        self.runs(machine)?;
         let at = self.moment(machine)?;
         input.apply(machine)?;
         self.write(INPUT, at, Event::Input(input))
     }
 
-    /// Saves the machine, and writes down its hash. A caller that saves it for other reasons calls this after it, with
-    /// nothing in between.
+    /// Saves the machine, and writes down its hash.
     ///
     /// # Errors
     /// When it cannot be written, or the engine fails.
     pub fn keyframe(&mut self, machine: &mut Machine) -> Result<(), RecordError> {
         let at = self.moment(machine)?;
         machine.flush();
+        self.flushes = machine.flushes();
         let hash = machine.kept_hash()?;
         self.due = instructions(machine) + self.every;
         self.write(KEYFRAME, at, Event::Keyframe { hash })
@@ -128,6 +144,7 @@ impl<W: Write> Recorder<W> {
     /// # Errors
     /// When it cannot be written, or the engine fails.
     pub fn finish(mut self, machine: &mut Machine) -> Result<W, RecordError> {
+        self.runs(machine)?;
         let at = self.moment(machine)?;
         let hash = machine.kept_hash()?;
         machine.keep_hashes(false)?;

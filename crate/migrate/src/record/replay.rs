@@ -213,47 +213,65 @@ impl Replay {
         self.go_on(Goal::End)
     }
 
-    /// Goes on by one instruction.
+    /// Goes to where something came next, and lets it come. False at the end.
     ///
     /// # Errors
-    /// At the end of the recording, or when the run differs.
-    pub fn step(&mut self) -> Result<(), ReplayError> {
-        let wanted = self.instructions() + 1;
-        while self.instructions() < wanted {
-            let next = self.wakes().unwrap_or(self.now()).max(self.now() + 1);
-            self.go_on(Goal::Tick(next))?;
-        }
-        Ok(())
+    /// When the run differs.
+    pub fn to_next_entry(&mut self) -> Result<bool, ReplayError> {
+        let Some(entry) = self.log.entries.get(self.next) else {
+            return Ok(false);
+        };
+        let at = entry.at;
+        self.reach(at)?;
+        self.take()?;
+        Ok(true)
     }
 
-    /// Goes back to before the last instruction that was executed.
+    /// Goes on by so many instructions.
     ///
     /// # Errors
-    /// At the start of the recording, or when the run differs.
-    pub fn step_back_instruction(&mut self) -> Result<(), ReplayError> {
-        let (now, done) = (self.now(), self.instructions());
-        let Some(wanted) = done.checked_sub(1) else {
+    /// When the recording ends before, or the run differs.
+    pub fn step(&mut self, instructions: u64) -> Result<(), ReplayError> {
+        let wanted = self.instructions().saturating_add(instructions);
+        self.execute_until(wanted, Tick::MAX)
+    }
+
+    /// Goes back by so many instructions: to before the last one that was executed, and so on.
+    ///
+    /// # Errors
+    /// When the recording starts after that, or the run differs.
+    pub fn step_back(&mut self, instructions: u64) -> Result<(), ReplayError> {
+        let Some(wanted) = self.instructions().checked_sub(instructions) else {
             let start = self.start.tick;
             return Err(ReplayError::Before { start });
         };
-        // An instruction takes a tick; only idle time takes more.
+        if instructions == 0 {
+            return Ok(());
+        }
+        let now = self.now();
         let frame = self
             .frames
             .last(|frame| frame.instructions <= wanted && frame.at.tick < now);
         self.go_to_frame(frame)?;
-        loop {
-            let left = wanted - self.instructions();
-            let next = match self.wakes() {
-                // Idle time is passed over, up to the instruction.
-                Some(tick) => tick.min(now - 1),
-                None if left == 0 => return Ok(()),
-                None => self.now() + left,
-            };
-            if next <= self.now() {
-                return Ok(());
-            }
-            self.go_on(Goal::Tick(next))?;
+        self.execute_until(wanted, now)?;
+        // Idle time is passed over, up to the instruction that follows.
+        while let Some(tick) = self.wakes().filter(|_| self.now() < now - 1) {
+            self.go_on(Goal::Tick(tick.min(now - 1)))?;
         }
+        Ok(())
+    }
+
+    /// Goes on until so many instructions are executed, where that is before a tick.
+    fn execute_until(&mut self, wanted: u64, before: Tick) -> Result<(), ReplayError> {
+        while self.instructions() < wanted && self.now() < before {
+            // An instruction takes a tick, and only idle time takes more.
+            let next = match self.wakes() {
+                Some(tick) => tick.max(self.now() + 1),
+                None => self.now().saturating_add(wanted - self.instructions()),
+            };
+            self.go_on(Goal::Tick(next.min(before)))?;
+        }
+        Ok(())
     }
 
     /// Goes back to just after the VM exit before; where the run stands just after one, to the one before that.
@@ -313,9 +331,8 @@ impl Replay {
                 Goal::Exit(number) => at.exits < number,
                 Goal::End => true,
             };
-            if let Some(at) = entry.filter(before) {
-                self.reach(at)?;
-                self.take()?;
+            if entry.is_some_and(|at| before(&at)) {
+                self.to_next_entry()?;
                 continue;
             }
             return match goal {
