@@ -10,7 +10,7 @@ use super::message::{Done, FromDestination, FromSource, Hello, STATE_PIECE};
 use super::pace::{Limit, Rate, Share};
 use super::pending::Pending;
 use super::{
-    Failure, Identity, MOST_WAIT, Progress, Settings, Unprinted, dirty, lock, state_bytes,
+    Failure, Identity, MOST_WAIT, Progress, Settings, Unprinted, lock, state_bytes,
 };
 
 /// Bytes on their way at most: sent, and not yet dealt with by the destination.
@@ -166,7 +166,9 @@ impl Source {
             // Nobody answers, and what is sent twice is only longer: one round, of a machine that has stopped.
             source.stop(machine, now);
         } else {
-            dirty::track(machine, true)?;
+            machine
+                .track_dirty(true)
+                .map_err(|error| Failure::Engine(error.to_string()))?;
         }
         Ok(source)
     }
@@ -253,7 +255,7 @@ impl Source {
         let next = self.act(machine, now);
         if let SourceNext::GoOn(_) | SourceNext::HandedOver | SourceNext::Undecided(_) = next {
             // Who can begin can end.
-            let _ = dirty::track(machine, false);
+            let _ = machine.track_dirty(false);
         }
         self.share.give(next == SourceNext::Run);
         self.progress.bytes = self.queued;
@@ -493,7 +495,7 @@ impl Source {
         self.note_round(now);
         let number = self.progress.rounds.len() as u32 - 1;
         self.say(&FromSource::Round(number));
-        self.pending.add(&dirty::take(machine));
+        self.pending.add(&machine.take_dirty());
         let left = self.pending.left();
         let bytes = u64::from(left) * self.progress.bytes_per_page() + self.on_their_way();
         let expected = self.rate.time(bytes);
@@ -521,7 +523,7 @@ impl Source {
     fn stop(&mut self, machine: &mut Machine, now: u64) {
         self.stopped = Some(now);
         if !self.settings.one_way {
-            self.pending.add(&dirty::take(machine));
+            self.pending.add(&machine.take_dirty());
         }
         self.unprinted = Unprinted::take(machine);
         match state_bytes(machine, &self.unprinted) {
