@@ -17,7 +17,7 @@ use hypernest_migrate::live::Settings;
 use crate::files;
 
 pub use decide::{MigrateCommand, run as decide};
-pub use receive::receive;
+pub use receive::{Undecided, receive};
 pub use send::{Moves, Step};
 pub use store::of_record;
 

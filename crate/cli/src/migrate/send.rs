@@ -90,7 +90,9 @@ impl Moves {
         };
         match &to {
             Peer::Standard if matches!(serial, SerialTo::Stdio | SerialTo::Output) => {
-                bail!("--to -: the machine goes to stdout, so give --serial file:F or --serial none")
+                bail!(
+                    "--to -: the machine goes to stdout, so give --serial file:F or --serial none"
+                )
             }
             Peer::File(path) => files::check_writable("machine", path)?,
             Peer::Standard | Peer::Address(_) => {}
@@ -225,7 +227,10 @@ impl Moves {
                     return Ok(Step::Run);
                 };
                 let to = plan.to.to_string();
-                match link.map_err(Into::into).and_then(|link| Going::start(*plan, link, machine)) {
+                match link
+                    .map_err(Into::into)
+                    .and_then(|link| Going::start(*plan, link, machine))
+                {
                     Ok(going) => self.0 = State::Going(Box::new(going)),
                     Err(error) => say_it_stays(&to, &format!("{error:#}")),
                 }
@@ -241,8 +246,8 @@ impl Moves {
         }
     }
 
-    /// The run ends here for another reason: the other side is told.
-    pub fn give_up(&mut self, why: &str) {
+    /// The run has ended: for another reason the other side is told. False where a move that was planned did not begin.
+    pub fn finish(&mut self, why: &str) -> bool {
         match std::mem::take(&mut self.0) {
             State::Going(mut going) => {
                 going.source.cancel(why);
@@ -251,12 +256,18 @@ impl Moves {
                 say_it_stays(&going.plan.to.to_string(), why);
             }
             State::Connecting(plan, _) => say_it_stays(&plan.to.to_string(), why),
-            State::Planned(plan) => match &plan.moment {
-                Some(moment) => eprintln!("hypernest: nothing was moved: {moment}"),
-                None => {}
-            },
+            State::Planned(plan) => {
+                if let Some(moment) = &plan.moment {
+                    eprintln!(
+                        "hypernest: the machine was not moved to {}: {moment}",
+                        plan.to
+                    );
+                }
+                return false;
+            }
             State::None => {}
         }
+        true
     }
 }
 

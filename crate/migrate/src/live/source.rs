@@ -9,9 +9,7 @@ use super::frame::Reader;
 use super::message::{Done, FromDestination, FromSource, Hello, STATE_PIECE};
 use super::pace::{Limit, Rate, Share};
 use super::pending::Pending;
-use super::{
-    Failure, Identity, MOST_WAIT, Progress, Settings, Unprinted, lock, state_bytes,
-};
+use super::{Failure, Identity, MOST_WAIT, Progress, Settings, Unprinted, lock, state_bytes};
 
 /// Bytes on their way at most: sent, and not yet dealt with by the destination.
 const WINDOW: u64 = 4 << 20;

@@ -3,7 +3,9 @@
 use hypernest_machine::{Layout, Machine, Until, VmxChoice, VmxLayouts, hash};
 use hypernest_migrate::live::{DestinationNext, Failure, Settings, SourceNext};
 
-use crate::link::{Link, empty_like, finish, handed_over, machine, migrate, offered, without_layouts};
+use crate::link::{
+    Link, empty_like, finish, handed_over, machine, migrate, offered, without_layouts,
+};
 use crate::rounds::rounds;
 
 const HOPS: u64 = 20;
