@@ -26,6 +26,8 @@ use crate::{dump, files};
 const SLICE: Tick = 20_000_000;
 /// Ticks per slice while somebody may: short, so that a key is never late.
 const TYPING_SLICE: Tick = 2_000_000;
+/// Ticks per slice while the machine moves: pages are sent between two of them.
+const MOVING_SLICE: Tick = 500_000;
 /// Guest time this much ahead of real time is waited for.
 const AHEAD: Duration = Duration::from_millis(2);
 /// Between two looks at keys and requests while the machine is paused.
@@ -428,8 +430,12 @@ impl<'a> Run<'a> {
             }
             let paced = self.serial.is_open();
             let before = self.machine.instructions();
-            let short = paced || moving;
-            let stop = self.slice(if short { TYPING_SLICE } else { slice })?;
+            let ticks = match (moving, paced) {
+                (true, _) => MOVING_SLICE,
+                (false, true) => TYPING_SLICE,
+                (false, false) => slice,
+            };
+            let stop = self.slice(ticks)?;
             if let Some(end) = self.end_of(&stop)? {
                 return Ok(end);
             }
