@@ -16,7 +16,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 /// Lines that the guest prints.
-const LINES: usize = 400;
+const LINES: usize = 200;
 
 /// A guest in 32-bit mode that prints lines `00000000`, `00000001`, .. and works between two of them, on 4 MiB of memory,
 /// then powers off.
@@ -45,7 +45,7 @@ fn counting() -> Vec<u8> {
         a.jnz(digit)?;
         a.mov(al, i32::from(b'\n'))?;
         a.out(dx, al)?;
-        a.mov(ecx, 300_000)?;
+        a.mov(ecx, 40_000)?;
         a.mov(edi, 0x20_0000)?;
         a.set_label(&mut work)?;
         a.add(edi, 4096 + 68)?;
@@ -129,7 +129,7 @@ fn err(output: &Output) -> String {
 fn a_run_moves_to_another_command_and_its_output_joins() {
     let dir = Dir::new("move");
     let image = dir.file("counting", &counting());
-    for moment in ["00000014\n", "20_000_000"] {
+    for moment in ["text:00000014\n", "5_000_000"] {
         let receiver = receiver(&[]);
         let args = run(&image, &["--migrate-on", moment, "--to", &receiver.address]);
         let source = spawn(&args).wait_with_output().unwrap();
@@ -151,10 +151,10 @@ fn a_machine_moves_on_from_where_it_came() {
     let dir = Dir::new("moves-on");
     let image = dir.file("counting", &counting());
     let third = receiver(&[]);
-    let second = receiver(&["--migrate-on", "00000080", "--to", &third.address]);
+    let second = receiver(&["--migrate-on", "text:00000080", "--to", &third.address]);
     let first = run(
         &image,
-        &["--migrate-on", "00000010", "--to", &second.address],
+        &["--migrate-on", "text:00000010", "--to", &second.address],
     );
     let first = spawn(&first).wait_with_output().unwrap();
     let (second, errors) = second.end();
@@ -169,7 +169,7 @@ fn a_run_goes_through_a_file_or_a_pipe() {
     let dir = Dir::new("one-way");
     let image = dir.file("counting", &counting());
     let file = dir.path("machine");
-    let args = run(&image, &["--migrate-on", "00000014", "--to", &file]);
+    let args = run(&image, &["--migrate-on", "text:00000014", "--to", &file]);
     let source = spawn(&args).wait_with_output().unwrap();
     assert_eq!(source.status.code(), Some(0), "{}", err(&source));
     let destination = hypernest(&["receive", &file]);
@@ -180,7 +180,7 @@ fn a_run_goes_through_a_file_or_a_pipe() {
     let to = format!("file:{serial}");
     let args = run(
         &image,
-        &["--migrate-on", "00000014", "--to", "-", "--serial", &to],
+        &["--migrate-on", "text:00000014", "--to", "-", "--serial", &to],
     );
     let mut source = spawn(&args);
     let stdin = source.stdout.take().unwrap();
@@ -218,7 +218,7 @@ fn a_run_that_cannot_move_goes_on() {
         "/dev/full/x",
         &dir.path("no/such/folder"),
     ] {
-        let args = run(&image, &["--migrate-on", "00000014", "--to", to]);
+        let args = run(&image, &["--migrate-on", "text:00000014", "--to", to]);
         let source = spawn(&args).wait_with_output().unwrap();
         if source.status.code() == Some(2) {
             assert!(to.contains('/') && source.stdout.is_empty());
@@ -245,7 +245,7 @@ fn a_refused_run_goes_on_and_a_receiver_without_a_machine_fails() {
     let receiver = receiver(&["--memory-limit", "4M"]);
     let more = [
         "--migrate-on",
-        "00000014",
+        "text:00000014",
         "--to",
         &receiver.address,
         "--hyperv",
@@ -266,7 +266,7 @@ fn a_refused_run_goes_on_and_a_receiver_without_a_machine_fails() {
     for (file, left) in [(&other, true), (&token, false)] {
         let more = [
             "--migrate-on",
-            "00000014",
+            "text:00000014",
             "--to",
             &receiver.address,
             "--token-file",
@@ -297,7 +297,7 @@ fn a_receiver_survives_strangers() {
     let image = dir.file("counting", &counting());
     let args = run(
         &image,
-        &["--migrate-on", "00000014", "--to", &receiver.address],
+        &["--migrate-on", "text:00000014", "--to", &receiver.address],
     );
     let source = spawn(&args).wait_with_output().unwrap();
     let (destination, errors) = receiver.end();
@@ -322,7 +322,7 @@ fn a_durable_destination_that_is_killed_after_the_commit_resumes() {
     let mut receiver = receiver(&["--durable", &record]);
     let args = run(
         &image,
-        &["--migrate-on", "00000014", "--to", &receiver.address],
+        &["--migrate-on", "text:00000014", "--to", &receiver.address],
     );
     let source = spawn(&args).wait_with_output().unwrap();
     assert_eq!(source.status.code(), Some(0));

@@ -160,10 +160,7 @@ impl Source {
             progress: Progress::new(now),
         };
         source.say(&FromSource::Hello(hello));
-        if source.settings.one_way {
-            // Nobody answers, and what is sent twice is only longer: one round, of a machine that has stopped.
-            source.stop(machine, now);
-        } else {
+        if !source.settings.one_way {
             machine
                 .track_dirty(true)
                 .map_err(|error| Failure::Engine(error.to_string()))?;
@@ -395,6 +392,11 @@ impl Source {
     fn act(&mut self, machine: &mut Machine, now: u64) -> SourceNext {
         match &self.phase {
             Phase::Over(next) => next.clone(),
+            // Nobody answers, and what is sent twice is only longer: one round, of a machine that has stopped.
+            Phase::Hello if self.settings.one_way => {
+                self.stop(machine, now);
+                SourceNext::Wait { micros: 0 }
+            }
             Phase::Hello => SourceNext::Run,
             Phase::PreCopy => self.pre_copy(machine, now),
             Phase::LastPages | Phase::State(_) => self.rest(machine, now),
