@@ -6,10 +6,12 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{Dir, command, hypernest, kernel};
 use iced_x86::IcedError;
@@ -111,6 +113,14 @@ fn receiver(more: &[&str]) -> Receiver {
 
 impl Receiver {
     fn end(mut self) -> (Output, String) {
+        // Nobody may ever come: not for ever.
+        for _ in 0..600 {
+            if self.child.try_wait().unwrap().is_some() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        let _ = self.child.kill();
         let mut text = String::new();
         self.errors.read_to_string(&mut text).unwrap();
         (self.child.wait_with_output().unwrap(), text)
@@ -180,7 +190,14 @@ fn a_run_goes_through_a_file_or_a_pipe() {
     let to = format!("file:{serial}");
     let args = run(
         &image,
-        &["--migrate-on", "text:00000014", "--to", "-", "--serial", &to],
+        &[
+            "--migrate-on",
+            "text:00000014",
+            "--to",
+            "-",
+            "--serial",
+            &to,
+        ],
     );
     let mut source = spawn(&args);
     let stdin = source.stdout.take().unwrap();
@@ -305,15 +322,6 @@ fn a_receiver_survives_strangers() {
     assert!(errors.matches("no machine from").count() >= 3, "{errors}");
 }
 
-/// Waits until `done`, at most 30 s.
-fn wait(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < Duration::from_secs(30), "{what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
 #[test]
 fn a_durable_destination_that_is_killed_after_the_commit_resumes() {
     let dir = Dir::new("durable");
@@ -335,38 +343,205 @@ fn a_durable_destination_that_is_killed_after_the_commit_resumes() {
     assert!(out(&told).contains("it is kept"), "{}", out(&told));
 }
 
-/// Passes bytes on between a source and a receiver, until `bytes` of the source's have gone or of the receiver's.
-fn cut(to: String, there: usize, back: usize) -> String {
+const READY: u8 = 36;
+const OWNED: u8 = 37;
+
+/// Passes bytes on between a source and a receiver, until the receiver sends a message of this kind: that one arrives where
+/// it is `ready`, and nothing after it in either direction.
+fn cut_at(to: String, kind: u8) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     thread::spawn(move || {
         let (source, _) = listener.accept().unwrap();
         let destination = TcpStream::connect(to).unwrap();
-        let (a, b) = (
+        let (mut from, mut back) = (
+            destination.try_clone().unwrap(),
+            source.try_clone().unwrap(),
+        );
+        let gate = Arc::new(AtomicBool::new(true));
+        let open = Arc::clone(&gate);
+        let (mut reader, mut writer) = (
             source.try_clone().unwrap(),
             destination.try_clone().unwrap(),
         );
-        let back = thread::spawn(move || pass(b, a, back));
-        pass(source, destination, there);
-        back.join().unwrap();
+        thread::spawn(move || {
+            let mut buffer = [0; 65536];
+            while let Ok(read @ 1..) = reader.read(&mut buffer) {
+                if !open.load(Ordering::SeqCst) || writer.write_all(&buffer[..read]).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut header = [0; 13];
+        while from.read_exact(&mut header).is_ok() {
+            let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+            let mut payload = vec![0; length as usize];
+            from.read_exact(&mut payload).unwrap();
+            if header[4] == kind {
+                gate.store(false, Ordering::SeqCst);
+                if kind == READY {
+                    back.write_all(&header).unwrap();
+                    // The commit comes and goes nowhere.
+                    thread::sleep(Duration::from_millis(300));
+                }
+                break;
+            }
+            back.write_all(&header).unwrap();
+            back.write_all(&payload).unwrap();
+        }
+        let _ = source.shutdown(Shutdown::Both);
+        let _ = destination.shutdown(Shutdown::Both);
     });
     address
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, mut left: usize) {
-    let mut buffer = [0; 4096];
-    while left > 0 {
-        let most = left.min(buffer.len());
-        match from.read(&mut buffer[..most]) {
-            Ok(read) if read > 0 => {
-                if to.write_all(&buffer[..read]).is_err() {
-                    break;
-                }
-                left -= read;
+#[test]
+fn a_cut_around_the_commit_leaves_a_pair_that_is_settled_once() {
+    let dir = Dir::new("undecided");
+    let image = dir.file("counting", &counting());
+    for (kind, both) in [(READY, true), (OWNED, false)] {
+        let (ours, theirs) = (dir.path("ours"), dir.path("theirs"));
+        let receiver = receiver(&["--durable", &theirs]);
+        let relay = cut_at(receiver.address.clone(), kind);
+        let more = [
+            "--migrate-on",
+            "text:00000014",
+            "--to",
+            &relay,
+            "--durable",
+            &ours,
+        ];
+        let source = spawn(&run(&image, &more)).wait_with_output().unwrap();
+        assert_eq!(source.status.code(), Some(5), "{}", err(&source));
+        assert!(err(&source).contains("is undecided") && err(&source).contains(&ours));
+        let (destination, errors) = receiver.end();
+        let before = out(&source);
+        if both {
+            assert_eq!(destination.status.code(), Some(5), "{errors}");
+            assert!(errors.contains("is undecided") && errors.contains(&theirs));
+            assert!(destination.stdout.is_empty());
+        } else {
+            // It saw the commit, and goes on.
+            assert_eq!(destination.status.code(), Some(0), "{errors}");
+            assert_eq!(before.clone() + &out(&destination), expected());
+            let taken = hypernest(&["migrate", "decide", &ours, &theirs]);
+            assert_eq!(taken.status.code(), Some(2));
+            assert!(
+                err(&taken).contains("owns the machine already"),
+                "{}",
+                err(&taken)
+            );
+        }
+        // Neither goes on by itself.
+        let early = hypernest(&["resume", &ours]);
+        assert_eq!(early.status.code(), Some(2));
+        assert!(err(&early).contains("undecided"), "{}", err(&early));
+        let guessed = hypernest(&["migrate", "decide", &ours, "--release", "0123456789abcdef"]);
+        assert_eq!(guessed.status.code(), Some(2));
+        let settled = if both {
+            // With the other's code alone, as on two hosts.
+            let dropped = hypernest(&["migrate", "decide", &ours, "--drop"]);
+            let code = out(&dropped).trim().rsplit(' ').next().unwrap().to_owned();
+            hypernest(&["migrate", "decide", &theirs, "--release", &code])
+        } else {
+            hypernest(&["migrate", "decide", &theirs, &ours])
+        };
+        assert_eq!(settled.status.code(), Some(0), "{}", err(&settled));
+        let kept = hypernest(&["resume", &theirs]);
+        assert_eq!(before + &out(&kept), expected());
+        let lost = hypernest(&["resume", &ours]);
+        assert_eq!(lost.status.code(), Some(2));
+        assert!(err(&lost).contains("gave up its machine"), "{}", err(&lost));
+    }
+}
+
+/// Kills in a run: `HYPERNEST_KILLS` where it is set.
+fn kills() -> u64 {
+    let wanted = std::env::var("HYPERNEST_KILLS").ok();
+    wanted.and_then(|text| text.parse().ok()).unwrap_or(6)
+}
+
+#[test]
+fn a_side_that_is_killed_at_any_time_loses_nothing_and_doubles_nothing() {
+    let dir = Dir::new("kills");
+    let image = dir.file("counting", &counting());
+    for n in 0..kills() {
+        let (ours, theirs) = (dir.path("ours"), dir.path("theirs"));
+        for file in [&ours, &theirs] {
+            let _ = fs::remove_file(file);
+        }
+        let mut receiver = receiver(&["--durable", &theirs]);
+        let more = [
+            "--migrate-on",
+            "text:00000014",
+            "--to",
+            &receiver.address,
+            "--durable",
+            &ours,
+        ];
+        let mut source = spawn(&run(&image, &more));
+        thread::sleep(Duration::from_millis(60 + n * 37 % 400));
+        let source_dies = n % 2 == 0;
+        if source_dies {
+            let _ = source.kill();
+        } else {
+            let _ = receiver.child.kill();
+        }
+        let source = source.wait_with_output().unwrap();
+        let (destination, errors) = if source_dies && source.stdout.len() < 9 * 0x14 {
+            // It never came to the move: nobody comes any more.
+            let _ = receiver.child.kill();
+            receiver.end()
+        } else {
+            receiver.end()
+        };
+        let (before, after) = (out(&source), out(&destination));
+        let undecided = |output: &Output| output.status.code() == Some(5);
+        let kept = |file: &str| {
+            let told = hypernest(&["migrate", "decide", file]);
+            out(&told).contains("it is kept")
+        };
+        let context = format!(
+            "{n}: {:?} {:?} {}",
+            source.status,
+            destination.status,
+            err(&source)
+        );
+        let settle = |keep: &str, other: &str| {
+            let args: &[&str] = match fs::exists(other).unwrap() {
+                true => &["migrate", "decide", keep, other],
+                false => &["migrate", "decide", keep, "--other-is-gone"],
+            };
+            let settled = hypernest(args);
+            assert_eq!(
+                settled.status.code(),
+                Some(0),
+                "{context}: {}",
+                err(&settled)
+            );
+            out(&hypernest(&["resume", keep]))
+        };
+        if source_dies {
+            match destination.status.code() {
+                // It had the machine, or the source died before there was a whole one: then it is as with any run.
+                Some(0) => assert_eq!(before + &after, expected(), "{context}"),
+                Some(5) => assert_eq!(before + &settle(&theirs, &ours), expected(), "{context}"),
+                _ => assert!(after.is_empty(), "{context} {errors}"),
             }
-            _ => break,
+        } else if undecided(&source) {
+            let (keep, other) = match fs::exists(&theirs).unwrap() {
+                true => (&theirs, &ours),
+                false => (&ours, &theirs),
+            };
+            assert_eq!(before + &settle(keep, other), expected(), "{context}");
+        } else if before == expected() {
+            // It was not moved, and goes on; what the other side left, if anything, may not.
+            assert!(!fs::exists(&theirs).unwrap() || !kept(&theirs), "{context}");
+        } else {
+            assert_eq!(source.status.code(), Some(0), "{context}");
+            let resumed = hypernest(&["resume", &theirs]);
+            // What it had printed before it was killed is printed again from the commit on.
+            assert_eq!(before + &out(&resumed), expected(), "{context}");
         }
     }
-    let _ = from.shutdown(std::net::Shutdown::Both);
-    let _ = to.shutdown(std::net::Shutdown::Both);
 }
