@@ -228,20 +228,31 @@ impl Progress {
     }
 }
 
+/// What state messages hold together.
+#[derive(Serialize, Deserialize)]
+struct Packed {
+    /// In the form of [`state_to_bytes`].
+    state: Vec<u8>,
+    unprinted: Unprinted,
+}
+
 /// The state of a machine and what was not printed yet, as bytes.
 fn state_bytes(machine: &Machine, unprinted: &Unprinted) -> Result<Vec<u8>, String> {
     let state = machine.state().map_err(|error| error.to_string())?;
     let state = state_to_bytes(&state).map_err(|error| error.to_string())?;
-    postcard::to_allocvec(&(state, unprinted)).map_err(|error| error.to_string())
+    let packed = Packed {
+        state,
+        unprinted: unprinted.clone(),
+    };
+    postcard::to_allocvec(&packed).map_err(|error| error.to_string())
 }
 
 fn read_state(bytes: &[u8], machine: &Machine) -> Result<(MachineState, Unprinted), Failure> {
-    let parts: Result<((Vec<u8>, Unprinted), &[u8]), _> = postcard::take_from_bytes(bytes);
-    let Ok(((state, unprinted), [])) = parts else {
+    let Ok((packed, [])) = postcard::take_from_bytes::<Packed>(bytes) else {
         return Err(Failure::State("it cannot be read".into()));
     };
-    match state_from_bytes(&state, &machine.disks()) {
-        Ok(state) => Ok((state, unprinted)),
+    match state_from_bytes(&packed.state, &machine.disks()) {
+        Ok(state) => Ok((state, packed.unprinted)),
         Err(error) => Err(Failure::State(error.to_string())),
     }
 }
