@@ -94,7 +94,7 @@ impl Whole {
     ///
     /// # Errors
     /// What is left of it cannot be written.
-    pub fn finish_lasting(mut self) -> io::Result<()> {
+    pub fn finish_lasting(mut self) -> io::Result<u64> {
         self.flush()?;
         if let Some(file) = &self.file {
             file.get_ref().sync_all()?;
@@ -102,15 +102,15 @@ impl Whole {
         self.finish()
     }
 
-    /// Puts it in its place.
+    /// Puts it in its place; its bytes.
     ///
     /// # Errors
     /// What is left of it cannot be written.
-    pub fn finish(mut self) -> io::Result<()> {
+    pub fn finish(mut self) -> io::Result<u64> {
         self.flush()?;
         fs::rename(&self.beside, &self.path)?;
         self.file = None;
-        Ok(())
+        Ok(fs::metadata(&self.path)?.len())
     }
 }
 

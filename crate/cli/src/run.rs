@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use hypernest_machine::{Machine, Tick, Until};
@@ -18,6 +18,7 @@ use crate::migrate::{self, Moves};
 use crate::monitor::Monitor;
 use crate::postmortem::{self, Scene};
 use crate::progress::Progress;
+use crate::record::Recording;
 use crate::report::{End, Report};
 use crate::setup::Setup;
 use crate::snapshot::Saves;
@@ -29,7 +30,7 @@ const REPLAY_LIMIT: Duration = Duration::from_secs(60);
 /// Ticks before the crash from which on instructions are recorded.
 const REPLAY_TRACED: Tick = 50_000;
 
-/// Exit status of a run that ended well without a snapshot or a move that was asked for.
+/// Exit status of a run that ended well without a snapshot, a recording or a move that was asked for.
 const NOT_SAVED: i32 = 4;
 
 /// What to print and write besides the run itself.
@@ -41,25 +42,24 @@ struct Looks {
     walks: Vec<WalkAt>,
     gdb: Option<Listener>,
     always_replay: bool,
+    /// What it took until there was a machine.
+    loading: Duration,
 }
 
 /// Runs an image; the exit status. Nothing has run when the error is a [`BadInput`].
 pub fn run(args: &RunArgs) -> Result<i32> {
-    let prepared = Setup::read(args)
-        .and_then(|setup| {
-            let what = args.image.display().to_string();
-            prepare(setup, &args.session, "loading the image", what)
-        })
-        .map_err(|error| error.context(BadInput))?;
-    go(prepared, &args.session)
+    start(|| Setup::read(args), &args.session)
 }
 
 /// Goes on from a snapshot; the exit status. Nothing has run when the error is a [`BadInput`].
 pub fn resume(args: &ResumeArgs) -> Result<i32> {
-    let prepared = Setup::resume(args)
-        .and_then(|setup| prepare(setup, &args.session, "reading the snapshot", String::new()))
-        .map_err(|error| error.context(BadInput))?;
-    go(prepared, &args.session)
+    start(|| Setup::resume(args), &args.session)
+}
+
+fn start(setup: impl FnOnce() -> Result<Setup>, args: &SessionArgs) -> Result<i32> {
+    let begun = Instant::now();
+    let prepared = setup().and_then(|setup| prepare(setup, args, begun));
+    go(prepared.map_err(|error| error.context(BadInput))?, args)
 }
 
 /// Waits for a machine and goes on with it; the exit status. Nothing has run when the error is a [`BadInput`].
@@ -72,7 +72,7 @@ pub fn receive(args: &ReceiveArgs) -> Result<i32> {
         .map_err(|error| error.context(BadInput))?;
     let arrived = migrate::receive(args)?;
     let setup = Setup::received(session, &arrived.from, arrived.about)?;
-    let mut prepared = open(setup, arrived.machine, session)?;
+    let mut prepared = open(setup, arrived.machine, session, Duration::ZERO)?;
     prepared.serial.put(&arrived.unprinted.serial)?;
     drive::debug_output(&arrived.unprinted.debug);
     go(prepared, session)
@@ -119,27 +119,22 @@ impl std::fmt::Display for BadInput {
     }
 }
 
-/// Makes the machine and opens what `args` name. `what` is named where there can be no machine.
-fn prepare(
-    setup: Setup,
-    args: &SessionArgs,
-    doing: &'static str,
-    what: String,
-) -> Result<Prepared> {
+/// Makes the machine and opens what `args` name. All of it began at `begun`.
+fn prepare(setup: Setup, args: &SessionArgs, begun: Instant) -> Result<Prepared> {
     let machine = {
-        let _progress = Progress::spinner(doing);
-        let built = setup.build();
-        if what.is_empty() {
-            built
-        } else {
-            built.context(what)
-        }?
+        let _progress = Progress::spinner(setup.doing());
+        setup.build()?
     };
-    open(setup, machine, args)
+    open(setup, machine, args, begun.elapsed())
 }
 
-/// Opens what `args` name for a machine.
-fn open(setup: Setup, mut machine: Machine, args: &SessionArgs) -> Result<Prepared> {
+/// Opens what `args` name for a machine that took `loading` to be there.
+fn open(
+    setup: Setup,
+    mut machine: Machine,
+    args: &SessionArgs,
+    loading: Duration,
+) -> Result<Prepared> {
     let report_json = match &args.report_json {
         Some(path) => Some((files::create("report", path)?, path.clone())),
         None => None,
@@ -153,15 +148,20 @@ fn open(setup: Setup, mut machine: Machine, args: &SessionArgs) -> Result<Prepar
         None => None,
     };
     let (exits, tracks) = (args.exits.as_deref(), args.trace.as_deref());
-    let live = Live {
+    let mut live = Live {
         events: Events::open(&mut machine, exits, tracks, setup.names.clone())?,
         dumps: Dumps::open(&args.dump_vmcs_at, args.dump_vmcs_to.clone())?,
         saves: Saves::open(args, setup.about(&machine))?,
         monitor: args.monitor.as_deref().map(Monitor::open).transpose()?,
         moves: Moves::open(&args.moves, &args.serial, setup.about(&machine))?,
+        record: Recording::default(),
     };
     let gdb = args.gdb.map(Listener::bind).transpose()?;
     let serial = Serial::open(&args.serial)?;
+    if let Some(path) = &args.record {
+        let about = setup.about(&machine);
+        live.record = Recording::begin(&mut machine, path, about)?;
+    }
     let looks = Looks {
         report: args.report,
         report_json,
@@ -170,6 +170,7 @@ fn open(setup: Setup, mut machine: Machine, args: &SessionArgs) -> Result<Prepar
         walks: args.walk.clone(),
         gdb,
         always_replay: !args.break_on.is_empty(),
+        loading,
     };
     Ok(Prepared {
         setup,
@@ -186,8 +187,10 @@ pub fn run_demo() -> Result<i32> {
         env!("CARGO_PKG_VERSION"),
         hypernest_guests::HYPERVISOR_MEMORY >> 20
     );
+    let begun = Instant::now();
     let setup = Setup::demo();
     let mut machine = setup.build()?;
+    let loading = begun.elapsed();
     let mut serial = Serial::open(&SerialTo::Output)?;
     let limits = Limits {
         stop_at: None,
@@ -205,6 +208,7 @@ pub fn run_demo() -> Result<i32> {
         walks: Vec::new(),
         gdb: None,
         always_replay: true,
+        loading,
     };
     let status = finish(&setup, machine, outcome, looks)?;
     if status != 0 {
@@ -219,23 +223,17 @@ pub fn run_demo() -> Result<i32> {
 
 /// Post-mortem and report; the exit status.
 fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Looks) -> Result<i32> {
-    let report = Report {
-        end: outcome.end.clone(),
-        image: setup.description(&machine),
-        ticks: machine.now(),
-        instructions: machine.instructions().unwrap_or(0),
-        running: outcome.running,
-        waiting: outcome.waiting,
-        stops: outcome.stops,
-        state_hash: format!("{:016x}", machine.state_hash()?),
-        exits: machine
-            .exit_statistics()
-            .and_then(|statistics| Exits::new(statistics, machine.failed_entries())),
-        regions: machine.vmcs_regions()?,
+    let ticks = machine.now();
+    let report = match looks.report || looks.report_json.is_some() {
+        true => Some(report(setup, &machine, &outcome, &looks)?),
+        // To hash all memory takes its time.
+        false => None,
     };
     looks.live.events.finish(&mut machine)?;
     looks.live.dumps.finish();
-    let all_saved = looks.live.saves.finish() & looks.live.moves.finish("the run ended");
+    let moved = looks.live.moves.finish("the run ended");
+    let all_saved = looks.live.saves.finish() && moved;
+    let recorded = looks.live.record.finish(&mut machine);
     if outcome.end.is_noteworthy() {
         eprintln!("hypernest: {}", outcome.end);
     }
@@ -263,8 +261,10 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
                     outcome.end,
                     End::TripleFault { .. } | End::Unimplemented { .. }
                 );
-                let end = report.ticks.saturating_add(u64::from(crashed));
-                replay(setup, &outcome.typed, looks.live.saves.saved(), end)?
+                let end = ticks.saturating_add(u64::from(crashed));
+                let mut saved = looks.live.saves.ticks().to_vec();
+                saved.extend(looks.live.record.saved());
+                replay(setup, &outcome.typed, &saved, end)?
             }
             None => {
                 eprintln!("for the last instructions, run again with --break-on triple-fault");
@@ -273,18 +273,38 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
         };
         eprint!("{}", postmortem::instructions(&last, names));
     }
-    if looks.report {
+    if let Some(report) = report.as_ref().filter(|_| looks.report) {
         eprintln!("{report}");
     }
-    if let Some((file, path)) = &mut looks.report_json {
+    if let (Some((file, path)), Some(report)) = (&mut looks.report_json, &report) {
         let shown = path.display();
         file.write_all(report.json().as_bytes())
             .with_context(|| format!("cannot write the report {shown}"))?;
     }
     match outcome.end.status() {
-        0 if !all_saved => Ok(NOT_SAVED),
+        0 if !all_saved || !recorded => Ok(NOT_SAVED),
         status => Ok(status),
     }
+}
+
+/// What is known at the end of a run.
+fn report(setup: &Setup, machine: &Machine, outcome: &Outcome, looks: &Looks) -> Result<Report> {
+    Ok(Report {
+        end: outcome.end.clone(),
+        image: setup.description(machine),
+        ticks: machine.now(),
+        instructions: machine.instructions().unwrap_or(0),
+        loading: looks.loading,
+        snapshots: looks.live.saves.written().to_vec(),
+        running: outcome.running,
+        waiting: outcome.waiting,
+        stops: outcome.stops,
+        state_hash: format!("{:016x}", machine.state_hash()?),
+        exits: machine
+            .exit_statistics()
+            .and_then(|statistics| Exits::new(statistics, machine.failed_entries())),
+        regions: machine.vmcs_regions()?,
+    })
 }
 
 /// The walks of an address on every vCPU.

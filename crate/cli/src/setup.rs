@@ -31,6 +31,8 @@ enum Source {
 /// A machine that is booted from an image.
 struct Booted {
     image: Vec<u8>,
+    /// The image in messages.
+    shown: String,
     name: String,
     initrd: Option<Vec<u8>>,
     modules: Vec<(String, Vec<u8>)>,
@@ -64,6 +66,7 @@ impl Setup {
         let layouts = layouts(args, &vmx)?;
         let booted = Booted {
             image,
+            shown: args.image.display().to_string(),
             name: files::name(&args.image),
             initrd,
             modules,
@@ -108,6 +111,7 @@ impl Setup {
     pub fn demo() -> Setup {
         let booted = Booted {
             image: hypernest_guests::HYPERVISOR.to_vec(),
+            shown: "the built-in hypervisor".into(),
             name: "built-in".into(),
             initrd: None,
             modules: Vec::new(),
@@ -130,9 +134,18 @@ impl Setup {
     /// A machine at its first instruction, or at that of the snapshot.
     pub fn build(&self) -> Result<Machine> {
         match &self.from {
-            Source::Image(booted) => booted.build(),
+            Source::Image(booted) => booted.build().with_context(|| booted.shown.clone()),
             Source::Snapshot(origin) => origin.build(),
             Source::Elsewhere(from, _) => bail!("the machine from {from} cannot be made again"),
+        }
+    }
+
+    /// What making its machine is, in words.
+    pub fn doing(&self) -> &'static str {
+        match &self.from {
+            Source::Image(_) => "loading the image",
+            Source::Snapshot(_) => "reading the snapshot",
+            Source::Elsewhere(..) => "taking the machine",
         }
     }
 
@@ -281,7 +294,7 @@ pub fn layout_of_file(path: &Path) -> Result<Layout> {
 }
 
 /// The symbols in a file.
-fn symbols(path: &Path) -> Result<Symbols> {
+pub fn symbols(path: &Path) -> Result<Symbols> {
     let bytes = files::read("symbol file", path)?;
     Symbols::parse(&bytes).with_context(|| format!("symbol file {}", path.display()))
 }

@@ -25,7 +25,8 @@ pub fn write(path: &Path, record: &Record, machine: &mut Machine, about: &About)
         ..Options::default()
     };
     snapshot::write(machine, &mut whole, &options).with_context(what)?;
-    whole.finish_lasting().with_context(what)
+    whole.finish_lasting().with_context(what)?;
+    Ok(())
 }
 
 /// Changes who owns the machine of a record, in place.
