@@ -424,7 +424,10 @@ impl Source {
                 self.send_pages(machine, now);
                 SourceNext::Wait { micros: 0 }
             }
-            Err(micros) if self.share.is_used() => SourceNext::Wait { micros },
+            // The link is not ready, or the round's end is still on its way: the guest gets its share and no more.
+            waits if self.share.is_used() => SourceNext::Wait {
+                micros: waits.err().unwrap_or(SHORT),
+            },
             _ => SourceNext::Run,
         }
     }
