@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use hypernest_machine::{ExitReason, Machine, Stop, Tick, Until};
+use hypernest_migrate::live::Progress as MoveProgress;
 
 use crate::args::{BreakOn, SerialTo};
 use crate::exits::Events;
 use crate::gdb::Listener;
-use crate::migrate::{Moves, Step};
+use crate::migrate::{Moves, Peer, Step};
 use crate::monitor::{self, Attended, Monitor};
 use crate::postmortem::is_deliberate;
 use crate::progress::Progress;
@@ -312,6 +313,24 @@ impl<'a> Run<'a> {
     /// What names addresses.
     pub fn names(&self) -> &Names {
         self.live.events.names()
+    }
+
+    /// Begins to move the machine to another place.
+    ///
+    /// # Errors
+    /// It is on its way already.
+    pub fn move_to(
+        &mut self,
+        to: Peer,
+        bandwidth: Option<u64>,
+        downtime: Option<u64>,
+    ) -> Result<()> {
+        self.live.moves.begin_to(to, bandwidth, downtime)
+    }
+
+    /// How far a move is that is under way.
+    pub fn moving(&self) -> Option<&MoveProgress> {
+        self.live.moves.progress()
     }
 
     /// Real time since it began, in seconds.
