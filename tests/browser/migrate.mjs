@@ -5,7 +5,10 @@
 // Without guest images the tests that boot Linux are skipped, without the command those that need it, with a line that says so.
 
 import assert from 'node:assert/strict';
-import { existsSync, readFileSync } from 'node:fs';
+import { spawn } from 'node:child_process';
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { at, browse, condition, fail, inState, options, seen, serve } from './harness.mjs';
 
@@ -331,6 +334,126 @@ test('an address where nobody waits gives a clear error, and the machine stays',
   await first.click('#send-address');
   await first.waitForSelector('[role=alert] span');
   return [first];
+});
+
+// ---- a program at the other end ----
+
+/** A port of the loopback interface that nobody uses. */
+async function freePort() {
+  const server = createServer();
+  await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const { port } = server.address();
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+/** The command, what it has said so far, and waiting for what it says. */
+function command(args) {
+  const child = spawn(given.hypernest, args, { stdio: ['pipe', 'pipe', 'pipe'] });
+  const run = { child, out: '', err: '', ended: new Promise((resolve) => child.on('exit', resolve)) };
+  child.stdout.on('data', (bytes) => (run.out += bytes.toString('latin1')));
+  child.stderr.on('data', (bytes) => (run.err += bytes));
+  run.says = async (stream, text, timeoutMs = 60_000) => {
+    for (const end = Date.now() + timeoutMs; !run[stream].includes(text); await new Promise((resolve) => setTimeout(resolve, 20))) {
+      if (Date.now() > end || child.exitCode !== null) throw new Error(`no ${text} in ${stream} of ${args.join(' ')}: ${run.out}${run.err}`);
+    }
+  };
+  return run;
+}
+
+test('a machine goes from the page to a program and from there to another page', 'native', async (context, site) => {
+  const first = await open(context, at(site, 'Built-in greeting'));
+  const second = await open(context, at(site, 'Built-in greeting'));
+  await seen(first, READY, 20_000);
+  await type(first, 'page');
+  await seen(first, '> PAGE', 5_000);
+  const [from, to] = [await freePort(), await freePort()];
+  const origin = new URL(site).origin;
+  const folder = mkdtempSync(join(tmpdir(), 'hypernest-migrate-'));
+  const secret = join(folder, 'token');
+  writeFileSync(secret, 'sesame\n');
+  const arrive = `ws://127.0.0.1:${from}`;
+  const leave = `ws://127.0.0.1:${to}`;
+  const program = command(['receive', arrive, '--origin', origin, '--token-file', secret, '--migrate-on', 'PROGRAM', '--to', leave]);
+  await program.says('err', `waiting for a page's machine on ${arrive}`);
+
+  // A wrong token is refused, and the machine stays.
+  await openSection(first);
+  await first.fill('#address', arrive);
+  await first.click('#send-address');
+  await phase(first, 'failed');
+  assert.match(await first.textContent('#reasons'), /token/);
+  await first.fill('#token', 'sesame');
+  await first.click('#send-address');
+  await phase(first, 'done');
+  assert.equal((await figures(first))['migration-owner'], arrive);
+
+  program.child.stdin.write('program');
+  await program.says('err', `waiting for a page on ${leave}`);
+  await openSection(second);
+  await second.fill('#address', leave);
+  await second.fill('#token', 'sesame');
+  await second.click('#receive-address');
+  await phase(second, 'done');
+  assert.equal(await program.ended, 0, program.err);
+  await type(second, 'back');
+  await seen(second, 'BACK', 5_000);
+  const joined = (await serial(first)) + program.out + (await afterArrival(second));
+  assert.match(joined, /> PAGEPROGRAMBACK$/);
+  rmSync(folder, { recursive: true });
+  return [first, second];
+});
+
+test('a page whose origin is not on the list is not let in', 'native', async (context, site) => {
+  const first = await open(context, at(site, 'Built-in greeting'));
+  await seen(first, READY, 20_000);
+  const address = `ws://127.0.0.1:${await freePort()}`;
+  const program = command(['receive', address, '--origin', 'https://elsewhere.example']);
+  await program.says('err', 'waiting');
+  await openSection(first);
+  await first.fill('#address', address);
+  await first.click('#send-address');
+  await phase(first, 'failed');
+  assert.match(await first.textContent('#reasons'), new RegExp(`no connection to ${address}.*--origin.*${new URL(site).origin}`));
+  await program.says('err', `allow it with --origin ${new URL(site).origin}`);
+  await type(first, 'alive');
+  await seen(first, 'ALIVE', 5_000);
+  program.child.kill();
+  return [first];
+});
+
+// ---- Linux, and Linux in it ----
+
+/** A site whose first guest is Linux with KVM, which boots Linux in it. */
+async function nested(context, site) {
+  const guest = {
+    name: 'Linux in Linux',
+    kernel: '6.1/vmlinuz',
+    initrd: '6.1/initramfs-l2.cpio',
+    cmdline: 'console=ttyS0 cryptomgr.notests reboot=t panic=-1 mitigations=off anchor.tests=- anchor.l2opt=cryptomgr.notests',
+    memory: 2 ** 29,
+    cpus: 1,
+    vmx: 'max',
+  };
+  await context.route('**/guests/manifest.json', (route) => route.fulfill({ json: { guests: [guest] } }));
+  return open(context, at(site, guest.name));
+}
+
+test('Linux in KVM in Linux goes to another tab in the middle of its boot, and reaches its end', 'linux', async (context, site) => {
+  const first = await nested(context, site);
+  const second = await open(context, at(site, 'Built-in greeting'));
+  await first.bringToFront();
+  const printed = (page, text) => page.waitForFunction((t) => String.fromCharCode(...window.serialBytes.slice(-20_000)).includes(t), text, { timeout: BOOT_MS });
+  await printed(first, 'L2LINUX START');
+  await printed(first, '[    0.000000] Linux version');
+  await send(first, second);
+  await printed(second, 'L2LINUX END');
+  const joined = (await serial(first)) + (await serial(second)).slice((await serial(second)).lastIndexOf('resets.\r\n> ') + 11);
+  // Each line of L2's log comes once, in its order.
+  const times = [...joined.slice(joined.indexOf('L2LINUX START')).matchAll(/^\[ *(\d+\.\d{6})\] /gm)].map(([, time]) => Number(time));
+  assert.ok(times.length > 100, `${times.length} lines`);
+  console.log(`     ${JSON.stringify(await figures(first))}`);
+  return [first, second];
 });
 
 // ---- the runner ----

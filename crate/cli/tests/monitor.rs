@@ -189,7 +189,7 @@ fn a_paused_run_times_out_all_the_same() {
     let dir = Dir::new("monitor-timeout-short");
     let (image, path) = (dir.file("image", &kernel(&LOOP)), dir.path("monitor"));
     let mut child = command(&["run", &image, "--serial", "none", "--monitor", &path])
-        .args(["--timeout", "2"])
+        .args(["--timeout", "10"])
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
@@ -264,6 +264,57 @@ fn a_snapshot_is_written_while_the_machine_runs_or_stands_still() {
     assert_eq!(client.refused(relative), "bad-request");
     assert_eq!(client.ask("status")["tick"], tick);
     guest.stop();
+}
+
+/// A `receive` that waits on a free port, and the port.
+fn receiver(more: &[&str]) -> (Child, BufReader<std::process::ChildStderr>, String) {
+    let mut child = command(&["receive", "127.0.0.1:0", "--serial", "none"])
+        .args(more)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    let address = line.trim().rsplit(' ').next().unwrap().to_owned();
+    (child, stderr, address)
+}
+
+#[test]
+fn a_machine_moves_away_running_or_paused_and_stays_where_it_cannot() {
+    for paused in [false, true] {
+        let mut guest = Guest::looping("monitor-move");
+        let mut client = guest.client();
+        if paused {
+            client.ask("pause");
+        }
+        // Nobody is there: it stays.
+        let nobody = br#"{"command":"migrate","to":"127.0.0.1:9"}"#;
+        client.send(nobody);
+        assert!(client.receive()["ok"]["tick"].is_u64());
+        let started = Instant::now();
+        while !client.ask("status")["migration"].is_null() {
+            assert!(started.elapsed() < Duration::from_secs(30));
+        }
+        let (mut there, stderr, address) = receiver(&["--stop-at", "1", "--timeout", "60"]);
+        let line = json!({ "command": "migrate", "to": address, "id": 1 });
+        client.send(line.to_string().as_bytes());
+        let begun = client.receive();
+        assert_eq!(
+            begun["ok"]["state"],
+            if paused { "paused" } else { "running" }
+        );
+        let (status, said) = guest.end();
+        assert_eq!(status, 0, "{said}");
+        assert!(
+            said.contains("not moved to 127.0.0.1:9") && said.contains("handed over"),
+            "{said}"
+        );
+        // It has arrived beyond the tick at which it is to stop.
+        assert_eq!(there.wait().unwrap().code(), Some(0));
+        drop(stderr);
+    }
 }
 
 #[test]

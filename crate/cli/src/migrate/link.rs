@@ -9,6 +9,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use super::web_socket::Stream;
+
 /// Bytes that go through a thread at once.
 const PIECE: usize = 256 << 10;
 /// Such pieces that wait for a thread.
@@ -55,6 +57,17 @@ impl Link {
         Ok(link)
     }
 
+    /// Over a WebSocket.
+    ///
+    /// # Errors
+    /// The host fails.
+    pub fn web_socket(stream: Stream) -> io::Result<Link> {
+        let (reader, writer, socket) = stream.split()?;
+        let mut link = Link::new(Some(Box::new(reader)), Some(Box::new(writer)))?;
+        link.socket = Some(socket);
+        Ok(link)
+    }
+
     /// Over anything.
     ///
     /// # Errors
@@ -63,16 +76,7 @@ impl Link {
         reader: Option<Box<dyn Read + Send>>,
         writer: Option<Box<dyn Write + Send>>,
     ) -> io::Result<Link> {
-        let mut link = Link {
-            arriving: None,
-            leaving: None,
-            writer: None,
-            taken: 0,
-            written: Arc::default(),
-            error: None,
-            ended: false,
-            socket: None,
-        };
+        let mut link = Link::nowhere();
         if let Some(mut reader) = reader {
             let (sender, receiver) = sync_channel(PIECES);
             thread::Builder::new()
@@ -90,6 +94,20 @@ impl Link {
             link.writer = Some(thread);
         }
         Ok(link)
+    }
+
+    /// One over which nothing goes.
+    pub fn nowhere() -> Link {
+        Link {
+            arriving: None,
+            leaving: None,
+            writer: None,
+            taken: 0,
+            written: Arc::default(),
+            error: None,
+            ended: false,
+            socket: None,
+        }
     }
 
     /// What arrives within `time`, at once where something is here.

@@ -5,6 +5,7 @@ mod link;
 mod receive;
 mod send;
 mod store;
+mod web_socket;
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -12,12 +13,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use hypernest_migrate::live::Settings;
+pub use hypernest_migrate::live::Settings;
 
 use crate::files;
 
 pub use decide::{MigrateCommand, run as decide};
-pub use receive::receive;
+pub use receive::{Undecided, receive};
 pub use send::{Moves, Step};
 pub use store::of_record;
 
@@ -26,29 +27,43 @@ pub use store::of_record;
 pub enum Peer {
     /// Over a connection.
     Address(SocketAddr),
+    /// Over a WebSocket to a page, which connects to this address.
+    Page(SocketAddr),
     /// Stdin or stdout, one way.
     Standard,
     /// Through a file, one way.
     File(PathBuf),
 }
 
+impl Peer {
+    /// Whether nothing comes back from there.
+    fn is_one_way(&self) -> bool {
+        matches!(self, Peer::Standard | Peer::File(_))
+    }
+}
+
 impl std::fmt::Display for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Peer::Address(address) => address.fmt(f),
+            Peer::Page(address) => write!(f, "ws://{address}"),
             Peer::Standard => f.write_str("-"),
             Peer::File(path) => path.display().fmt(f),
         }
     }
 }
 
-/// An address where it looks like one (a port, or a host in numbers and a port), `-`, else a file.
+/// An address where it looks like one (a port, or a host in numbers and a port; after `ws://` that of a WebSocket), `-`, else
+/// a file.
 ///
 /// # Errors
-/// Never: anything can be the name of a file.
+/// A scheme of another kind, or nothing at all.
 pub fn peer(text: &str) -> Result<Peer, String> {
     if text.is_empty() {
         return Err("give an address, such as 127.0.0.1:4000, a file, or - for a pipe".into());
+    }
+    if text.contains("://") {
+        return web_socket::address(text).map(Peer::Page);
     }
     if text == "-" {
         return Ok(Peer::Standard);
@@ -108,6 +123,11 @@ mod tests {
         }
         assert_eq!(of("0.0.0.0:4000"), address("0.0.0.0:4000"));
         assert_eq!(of("[::1]:4000"), address("[::1]:4000"));
+        let page = Peer::Page("127.0.0.1:4000".parse().unwrap());
+        assert_eq!(of("ws://localhost:4000"), page);
+        for wrong in ["wss://127.0.0.1:1", "http://127.0.0.1:1", "ws://here"] {
+            assert!(peer(wrong).unwrap_err().contains("give ws://"), "{wrong}");
+        }
         assert_eq!(of("-"), Peer::Standard);
         for text in ["./4000", "machine", "a:b", "70000", "1.2.3.4"] {
             assert_eq!(of(text), Peer::File(text.into()));

@@ -18,6 +18,7 @@ use hypernest_migrate::live::{
 use hypernest_migrate::snapshot::About;
 
 use super::link::Link;
+use super::web_socket::{Client, Listener};
 use super::{Peer, random, settings, store, token};
 use crate::args::{Moment, MoveArgs, SerialTo};
 use crate::files;
@@ -35,6 +36,8 @@ const PIECES: usize = 8;
 struct Plan {
     moment: Option<Moment>,
     to: Peer,
+    /// Where a page connects, where it is to go to one.
+    pages: Option<Listener>,
     settings: Settings,
     durable: Option<PathBuf>,
     about: About,
@@ -54,7 +57,11 @@ pub enum Step {
 
 /// A run's move to another place, planned or under way.
 #[derive(Default)]
-pub struct Moves(State);
+pub struct Moves {
+    state: State,
+    /// What snapshots of the machine say of themselves.
+    about: About,
+}
 
 #[derive(Default)]
 enum State {
@@ -86,15 +93,21 @@ impl Moves {
     /// What is asked for cannot be; nothing is written.
     pub fn open(args: &MoveArgs, serial: &SerialTo, about: About) -> Result<Moves> {
         let (Some(moment), Some(to)) = (args.migrate_on.clone(), args.to.clone()) else {
-            return Ok(Moves::default());
+            return Ok(Moves {
+                about,
+                ..Moves::default()
+            });
         };
         match &to {
             Peer::Standard if matches!(serial, SerialTo::Stdio | SerialTo::Output) => {
-                bail!("--to -: the machine goes to stdout, so give --serial file:F or --serial none")
+                bail!(
+                    "--to -: the machine goes to stdout, so give --serial file:F or --serial none"
+                )
             }
             Peer::File(path) => files::check_writable("machine", path)?,
-            Peer::Standard | Peer::Address(_) => {}
+            Peer::Standard | Peer::Address(_) | Peer::Page(_) => {}
         }
+        let pages = pages(&to, &args.origins)?;
         if let Some(path) = &args.durable {
             files::check_writable("record", path)?;
         }
@@ -102,36 +115,43 @@ impl Moves {
         let settings = Settings {
             bandwidth: args.bandwidth,
             downtime: args.downtime.saturating_mul(1000),
-            one_way: !matches!(to, Peer::Address(_)),
+            one_way: to.is_one_way(),
             ..settings(token, args.durable.is_some())
         };
-        Ok(Moves(State::Planned(Box::new(Plan {
+        let plan = Plan {
             moment: Some(moment),
             to,
+            pages,
             settings,
             durable: args.durable.clone(),
+            about: about.clone(),
+        };
+        Ok(Moves {
+            state: State::Planned(Box::new(plan)),
             about,
-        }))))
+        })
     }
 
-    /// Begins a move now, which nobody planned: from the monitor.
+    /// Begins a move now, which nobody planned. One that was planned is forgotten.
     ///
     /// # Errors
-    /// One is under way.
-    pub fn begin_to(&mut self, to: Peer, settings: Settings, about: About) -> Result<()> {
+    /// One is under way, or nobody can connect there.
+    pub fn begin_to(&mut self, to: Peer, origins: &[String], settings: Settings) -> Result<()> {
         if self.is_under_way() {
             bail!("the machine is on its way already");
         }
-        let one_way = !matches!(to, Peer::Address(_));
-        self.0 = State::Planned(Box::new(Plan {
+        let pages = pages(&to, origins)?;
+        let settings = Settings {
+            one_way: to.is_one_way(),
+            ..settings
+        };
+        self.state = State::Planned(Box::new(Plan {
             moment: None,
             to,
-            settings: Settings {
-                one_way,
-                ..settings
-            },
+            pages,
+            settings,
             durable: None,
-            about,
+            about: self.about.clone(),
         }));
         self.begin();
         Ok(())
@@ -139,7 +159,7 @@ impl Moves {
 
     /// The moment for which it waits.
     pub fn moment(&self) -> Option<&Moment> {
-        match &self.0 {
+        match &self.state {
             State::Planned(plan) => plan.moment.as_ref(),
             _ => None,
         }
@@ -175,19 +195,19 @@ impl Moves {
 
     /// Whether the run has to be asked about after every slice.
     pub fn is_under_way(&self) -> bool {
-        matches!(self.0, State::Connecting(..) | State::Going(_))
+        matches!(self.state, State::Connecting(..) | State::Going(_))
     }
 
     /// How far it is.
     pub fn progress(&self) -> Option<&Progress> {
-        match &self.0 {
+        match &self.state {
             State::Going(going) => Some(going.source.progress()),
             _ => None,
         }
     }
 
     fn begin(&mut self) {
-        let State::Planned(plan) = std::mem::take(&mut self.0) else {
+        let State::Planned(plan) = std::mem::take(&mut self.state) else {
             return;
         };
         let (sender, receiver) = sync_channel(1);
@@ -195,7 +215,10 @@ impl Moves {
             // The machine does not wait for a connection.
             thread::spawn(move || sender.send(connect(address)));
         }
-        self.0 = State::Connecting(plan, receiver);
+        if let Some(pages) = &plan.pages {
+            eprintln!("hypernest: waiting for a page on ws://{}", pages.address());
+        }
+        self.state = State::Connecting(plan, receiver);
     }
 
     /// What the run does next. It is best asked with everything printed; `idle` is how long the run has nothing to do
@@ -204,7 +227,7 @@ impl Moves {
     /// # Errors
     /// A record cannot be written where there must be one.
     pub fn step(&mut self, machine: &mut Machine, idle: Duration) -> Result<Step> {
-        match &mut self.0 {
+        match &mut self.state {
             State::None | State::Planned(_) => Ok(Step::Run),
             State::Connecting(plan, receiver) => {
                 let link = match plan.to {
@@ -215,18 +238,26 @@ impl Moves {
                             Some(Err(io::Error::other("there was no thread for it")))
                         }
                     },
+                    // For as long as it takes: the machine runs meanwhile.
+                    Peer::Page(_) => {
+                        let page = plan.pages.as_mut().and_then(Listener::poll);
+                        page.map(Link::web_socket)
+                    }
                     _ => Some(Ok(Link::nowhere())),
                 };
                 let Some(link) = link else {
                     thread::sleep(idle);
                     return Ok(Step::Run);
                 };
-                let State::Connecting(plan, _) = std::mem::take(&mut self.0) else {
+                let State::Connecting(plan, _) = std::mem::take(&mut self.state) else {
                     return Ok(Step::Run);
                 };
                 let to = plan.to.to_string();
-                match link.map_err(Into::into).and_then(|link| Going::start(*plan, link, machine)) {
-                    Ok(going) => self.0 = State::Going(Box::new(going)),
+                match link
+                    .map_err(Into::into)
+                    .and_then(|link| Going::start(*plan, link, machine))
+                {
+                    Ok(going) => self.state = State::Going(Box::new(going)),
                     Err(error) => say_it_stays(&to, &format!("{error:#}")),
                 }
                 Ok(Step::Run)
@@ -234,16 +265,16 @@ impl Moves {
             State::Going(going) => {
                 let step = going.step(machine, idle)?;
                 if !matches!(step, Step::Run | Step::Rest) {
-                    self.0 = State::None;
+                    self.state = State::None;
                 }
                 Ok(step)
             }
         }
     }
 
-    /// The run ends here for another reason: the other side is told.
-    pub fn give_up(&mut self, why: &str) {
-        match std::mem::take(&mut self.0) {
+    /// The run has ended: for another reason the other side is told. False where a move that was planned did not begin.
+    pub fn finish(&mut self, why: &str) -> bool {
+        match std::mem::take(&mut self.state) {
             State::Going(mut going) => {
                 going.source.cancel(why);
                 going.pass_on();
@@ -251,12 +282,26 @@ impl Moves {
                 say_it_stays(&going.plan.to.to_string(), why);
             }
             State::Connecting(plan, _) => say_it_stays(&plan.to.to_string(), why),
-            State::Planned(plan) => match &plan.moment {
-                Some(moment) => eprintln!("hypernest: nothing was moved: {moment}"),
-                None => {}
-            },
+            State::Planned(plan) => {
+                if let Some(moment) = &plan.moment {
+                    eprintln!(
+                        "hypernest: the machine was not moved to {}: {moment}",
+                        plan.to
+                    );
+                }
+                return false;
+            }
             State::None => {}
         }
+        true
+    }
+}
+
+/// Listens for a page that takes a machine, where it is to go to one.
+fn pages(to: &Peer, origins: &[String]) -> Result<Option<Listener>> {
+    match to {
+        Peer::Page(address) => Listener::bind(*address, Client::Takes, origins).map(Some),
+        _ => Ok(None),
     }
 }
 
@@ -275,7 +320,7 @@ impl Going {
         let mut link = link;
         let mut file = None;
         match &plan.to {
-            Peer::Address(_) => {}
+            Peer::Address(_) | Peer::Page(_) => {}
             Peer::Standard => link = Link::new(None, Some(Box::new(io::stdout())))?,
             Peer::File(path) => {
                 let mut part = path.as_os_str().to_owned();

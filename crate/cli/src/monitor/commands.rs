@@ -3,9 +3,10 @@
 use hypernest_machine::Machine;
 use serde_json::{Value, json};
 
-use super::request::{Command, Refusal, answer};
+use super::request::{Command, Move, Refusal, answer};
 use crate::drive::Run;
 use crate::exit_table::Exits;
+use crate::migrate;
 use crate::report::End;
 
 /// What the run is to do after requests were answered.
@@ -34,7 +35,8 @@ pub fn attend(run: &mut Run<'_>) -> Attended {
     run.monitor = Some(monitor);
     match end {
         Some(end) => Attended::End(end),
-        None if run.paused => Attended::Wait,
+        // A machine that stands still can move all the same.
+        None if run.paused && !run.moves().is_under_way() => Attended::Wait,
         None => Attended::GoOn,
     }
 }
@@ -55,6 +57,10 @@ fn execute(run: &mut Run<'_>, command: &Command, end: &mut Option<End>) -> Resul
                 .map_err(|error| Refusal::new("failed", format!("{error:#}")))?;
             Ok(position(run))
         }
+        Command::Migrate(how) => {
+            begin(run, how).map_err(|why| Refusal::new("failed", why))?;
+            Ok(position(run))
+        }
         Command::QueryExits => exits(run.machine),
         Command::QueryRegions => regions(run.machine),
         Command::Stop => {
@@ -62,6 +68,46 @@ fn execute(run: &mut Run<'_>, command: &Command, end: &mut Option<End>) -> Resul
             Ok(position(run))
         }
     }
+}
+
+fn begin(run: &mut Run<'_>, how: &Move) -> Result<(), String> {
+    let to = migrate::peer(&how.to)?;
+    match &to {
+        migrate::Peer::File(path) if !path.is_absolute() => {
+            return Err("give the absolute path of the file".into());
+        }
+        migrate::Peer::Standard => return Err("give an address or a file".into()),
+        _ => {}
+    }
+    let settings = migrate::Settings {
+        token: how.token.clone().into_bytes(),
+        bandwidth: how.bandwidth,
+        downtime: how.downtime.unwrap_or(20).saturating_mul(1000),
+        ..migrate::Settings::default()
+    };
+    run.move_to(to, &how.origins, settings)
+        .map_err(|error| format!("{error:#}"))
+}
+
+/// How far a move is.
+fn moving(run: &Run<'_>) -> Value {
+    let moves = run.moves();
+    if !moves.is_under_way() {
+        return Value::Null;
+    }
+    let Some(progress) = moves.progress() else {
+        return json!({ "phase": "connecting" });
+    };
+    let pages: u64 = progress.rounds.iter().map(|round| round.pages).sum();
+    json!({
+        "phase": "moving",
+        "rounds": progress.rounds.len(),
+        "pages": pages + progress.round.pages,
+        "bytes": progress.bytes,
+        "rate": progress.rate,
+        "share": progress.share,
+        "expected": progress.expected,
+    })
 }
 
 /// Whether the machine runs, and where it is.
@@ -93,6 +139,7 @@ fn status(run: &Run<'_>) -> Value {
         "hyperv": config.hyperv,
         "vmcs": vmcs,
         "image": machine.boot_description(),
+        "migration": moving(run),
     });
     if let (Some(status), Value::Object(more)) = (status.as_object_mut(), more) {
         status.extend(more);

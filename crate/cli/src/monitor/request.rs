@@ -21,6 +21,8 @@ pub enum Command {
         /// The file.
         file: PathBuf,
     },
+    /// The machine moves to another place, while it runs.
+    Migrate(Move),
     /// VM exits by reason.
     QueryExits,
     /// Regions in memory by layout.
@@ -29,12 +31,28 @@ pub enum Command {
     Stop,
 }
 
+/// Where a machine moves to, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// As `--to` has it.
+    pub to: String,
+    /// The secret that both sides must have; empty for none.
+    pub token: String,
+    /// Bytes per second at most.
+    pub bandwidth: Option<u64>,
+    /// Milliseconds for which the machine may stand still.
+    pub downtime: Option<u64>,
+    /// Origins of pages that may connect.
+    pub origins: Vec<String>,
+}
+
 /// The commands, by name.
-pub const NAMES: [&str; 7] = [
+pub const NAMES: [&str; 8] = [
     "status",
     "pause",
     "resume",
     "snapshot",
+    "migrate",
     "query-exits",
     "query-regions",
     "stop",
@@ -116,6 +134,13 @@ fn command(mut fields: Map<String, Value>) -> Result<Command, Refusal> {
         "snapshot" => Command::Snapshot {
             file: path(&mut fields, "file")?,
         },
+        "migrate" => Command::Migrate(Move {
+            to: text(&mut fields, "to")?.ok_or_else(|| bad("give to, the place to move to"))?,
+            token: text(&mut fields, "token")?.unwrap_or_default(),
+            bandwidth: number(&mut fields, "bandwidth")?,
+            downtime: number(&mut fields, "downtime")?,
+            origins: texts(&mut fields, "origins")?,
+        }),
         "query-exits" => Command::QueryExits,
         "query-regions" => Command::QueryRegions,
         "stop" => Command::Stop,
@@ -139,6 +164,34 @@ fn path(fields: &mut Map<String, Value>, name: &str) -> Result<PathBuf, Refusal>
         .ok_or_else(|| bad(format!("give {name}, the absolute path of a file")))
 }
 
+fn text(fields: &mut Map<String, Value>, name: &str) -> Result<Option<String>, Refusal> {
+    match fields.remove(name) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(bad(format!("{name} is a text"))),
+    }
+}
+
+fn number(fields: &mut Map<String, Value>, name: &str) -> Result<Option<u64>, Refusal> {
+    match fields.remove(name) {
+        None => Ok(None),
+        Some(value) => match value.as_u64().filter(|number| *number > 0) {
+            Some(number) => Ok(Some(number)),
+            None => Err(bad(format!("{name} is a number from 1"))),
+        },
+    }
+}
+
+fn texts(fields: &mut Map<String, Value>, name: &str) -> Result<Vec<String>, Refusal> {
+    let wrong = || bad(format!("{name} is a list of texts"));
+    let Some(value) = fields.remove(name) else {
+        return Ok(Vec::new());
+    };
+    let list = value.as_array().ok_or_else(wrong)?.iter();
+    list.map(|one| one.as_str().map(str::to_owned).ok_or_else(wrong))
+        .collect()
+}
+
 fn bad(message: impl Into<String>) -> Refusal {
     Refusal::new("bad-request", message)
 }
@@ -159,6 +212,7 @@ mod tests {
             let line = format!("{{\"command\":\"{name}\",\"id\":7,\"file\":\"/x\"}}");
             let line = match name {
                 "snapshot" => line,
+                "migrate" => line.replace("file", "to"),
                 _ => line.replace(",\"file\":\"/x\"", ""),
             };
             let request = parse(line.as_bytes());
@@ -180,6 +234,16 @@ mod tests {
         let more = br#"{"id":2,"command":"pause","for":1}"#;
         assert_eq!(refused(more), (json!(2), "bad-request"));
         assert_eq!(refused(br#"{"id":[],"command":"stop"}"#).1, "bad-request");
+        for wrong in [
+            r#""downtime":0"#,
+            r#""bandwidth":"1M""#,
+            r#""token":1"#,
+            r#""origins":"x""#,
+            r#""origins":[1]"#,
+        ] {
+            let line = format!(r#"{{"command":"migrate","to":"1",{wrong}}}"#);
+            assert_eq!(refused(line.as_bytes()).1, "bad-request", "{wrong}");
+        }
         let long = format!(r#"{{"id":"{}","command":"stop"}}"#, "x".repeat(200));
         assert_eq!(refused(long.as_bytes()), (Value::Null, "bad-request"));
     }

@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 
-use hypernest_machine::{Machine, MachineState, Until, VmxChoice, VmxLayouts};
+use hypernest_machine::{
+    Config, Layout, Machine, MachineState, Until, VmxChoice, VmxError, VmxLayouts,
+};
+use hypernest_migrate::hello::Offer;
 use hypernest_migrate::live::{
-    Destination, DestinationNext, Failure, Identity, Settings, Source, SourceNext, layouts_here,
+    Destination, DestinationNext, Failure, Identity, Settings, Source, SourceNext,
 };
 
 pub const IDENTITY: Identity = Identity {
@@ -26,17 +29,26 @@ pub fn machine(layouts: VmxLayouts) -> Machine {
 
 /// A machine like `other` that has not run, which writes VMCS regions its own way where it is given.
 pub fn empty_like(other: &Machine, written: Option<&str>) -> Machine {
-    let config = other.config();
-    let written = written.map(|name| hypernest_machine::Layout::named(name).unwrap());
+    let config = offered(other, written).unwrap();
     Machine::builder()
         .memory(config.memory)
         .cpus(config.cpus)
         .model(&config.model)
-        .vmx(config.vmx.clone())
+        .vmx(config.vmx)
         .hyperv(config.hyperv)
-        .vmcs_layouts(layouts_here(&config.layouts, written, &[]))
+        .vmcs_layouts(config.layouts)
         .build()
         .unwrap()
+}
+
+/// What a machine is built from that takes up `other`.
+pub fn offered(other: &Machine, written: Option<&str>) -> Result<Config, VmxError> {
+    let written = written.map(|name| Layout::named(name).unwrap().clone());
+    let layouts = VmxLayouts {
+        written,
+        ..VmxLayouts::default()
+    };
+    Offer::of(other).unwrap().config(&layouts)
 }
 
 /// What becomes of the bytes on their way.
