@@ -373,7 +373,7 @@ fn page() -> Result<Outcome> {
     build::wasm()?;
     build::page()?;
     run_within(
-        Duration::from_secs(600),
+        Duration::from_secs(1200),
         command("npm").args(["run", "--silent", "test"]),
     )?;
     Ok(Outcome::Passed)
