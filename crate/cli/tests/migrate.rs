@@ -376,6 +376,8 @@ fn a_durable_destination_that_is_killed_after_the_commit_resumes() {
     let resumed = hypernest(&["resume", &record]);
     assert_eq!(resumed.status.code(), Some(0), "{}", err(&resumed));
     assert_eq!(out(&source) + &out(&resumed), expected());
+    let info = hypernest(&["snapshot", "info", &record]);
+    assert_eq!(info.status.code(), Some(0), "{}", err(&info));
     let told = hypernest(&["migrate", "decide", &record]);
     assert!(out(&told).contains("it is kept"), "{}", out(&told));
 }
