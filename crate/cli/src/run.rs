@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use hypernest_machine::{Machine, Tick, Until};
 use hypernest_migrate::snapshot::About;
 
@@ -147,6 +147,13 @@ fn open(
         }
         None => None,
     };
+    let stored = args.moves.migrate_on.is_some() && args.moves.durable.is_some();
+    if stored && args.record.is_some() {
+        // Where the machine stays after all, the recording would not know of it.
+        bail!(
+            "--durable with --migrate-on stores the machine, which --record cannot write down; give one of them"
+        );
+    }
     let (exits, tracks) = (args.exits.as_deref(), args.trace.as_deref());
     let mut live = Live {
         events: Events::open(&mut machine, exits, tracks, setup.names.clone())?,

@@ -7,6 +7,7 @@ mod common;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -304,6 +305,42 @@ fn a_refused_run_goes_on_and_a_receiver_without_a_machine_fails() {
 }
 
 #[test]
+fn a_running_machine_is_moved_by_its_monitor() {
+    let dir = Dir::new("monitor");
+    let image = dir.file("counting", &counting());
+    let socket = dir.path("monitor");
+    let receiver = receiver(&[]);
+    let mut source = spawn(&run(&image, &["--monitor", &socket]));
+    // Its first line is out: it runs.
+    let mut stdout = BufReader::new(source.stdout.take().unwrap());
+    let mut before = String::new();
+    stdout.read_line(&mut before).unwrap();
+    let mut monitor = UnixStream::connect(&socket).unwrap();
+    let mut answers = BufReader::new(monitor.try_clone().unwrap());
+    let mut greeting = String::new();
+    answers.read_line(&mut greeting).unwrap();
+    let mut ask = |request: &str| {
+        writeln!(monitor, "{request}").unwrap();
+        let mut line = String::new();
+        answers.read_line(&mut line).unwrap();
+        line
+    };
+    ask(r#"{"command":"pause"}"#);
+    let refused = ask(r#"{"command":"migrate","to":"not/absolute"}"#);
+    assert!(refused.contains("bad-request"), "{refused}");
+    let to = &receiver.address;
+    let paused = ask(&format!(r#"{{"command":"migrate","to":"{to}"}}"#));
+    assert!(paused.contains("resume it first"), "{paused}");
+    ask(r#"{"command":"resume"}"#);
+    let begun = ask(&format!(r#"{{"command":"migrate","to":"{to}"}}"#));
+    assert!(begun.contains("\"ok\""), "{begun}");
+    stdout.read_to_string(&mut before).unwrap();
+    assert_eq!(source.wait().unwrap().code(), Some(0));
+    let (destination, errors) = receiver.end();
+    assert_eq!(before + &out(&destination), expected(), "{errors}");
+}
+
+#[test]
 fn a_receiver_survives_strangers() {
     let receiver = receiver(&[]);
     for bytes in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[0xff; 100], &[0; 40]] {
@@ -339,6 +376,8 @@ fn a_durable_destination_that_is_killed_after_the_commit_resumes() {
     let resumed = hypernest(&["resume", &record]);
     assert_eq!(resumed.status.code(), Some(0), "{}", err(&resumed));
     assert_eq!(out(&source) + &out(&resumed), expected());
+    let info = hypernest(&["snapshot", "info", &record]);
+    assert_eq!(info.status.code(), Some(0), "{}", err(&info));
     let told = hypernest(&["migrate", "decide", &record]);
     assert!(out(&told).contains("it is kept"), "{}", out(&told));
 }

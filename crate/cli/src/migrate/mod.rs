@@ -20,7 +20,7 @@ use crate::files;
 pub use decide::{MigrateCommand, run as decide};
 pub use receive::{Undecided, receive};
 pub use send::{Moves, Step};
-pub use store::of_record;
+pub use store::{of_record, pass_over};
 
 /// Where a machine goes to, or comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]

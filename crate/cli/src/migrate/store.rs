@@ -61,6 +61,21 @@ pub fn read(path: &Path) -> Result<Record> {
     Record::read(&header).with_context(what)
 }
 
+/// Passes over the header of a record, where a file that is to be a snapshot is one: to look at it.
+///
+/// # Errors
+/// It cannot be read.
+pub fn pass_over(file: &mut File) -> std::io::Result<()> {
+    let mut begin = [0; 8];
+    let read = file.read(&mut begin)?;
+    let skip = if Record::is_one(&begin[..read]) {
+        HEADER as u64
+    } else {
+        0
+    };
+    file.seek(SeekFrom::Start(skip)).map(drop)
+}
+
 /// Where the snapshot begins in a file that may be a record; it is there then.
 ///
 /// # Errors
@@ -68,6 +83,7 @@ pub fn read(path: &Path) -> Result<Record> {
 pub fn of_record(file: &mut File, path: &Path) -> Result<u64> {
     let shown = path.display();
     let mut header = Vec::with_capacity(HEADER);
+    file.rewind()?;
     Read::by_ref(file)
         .take(HEADER as u64)
         .read_to_end(&mut header)?;

@@ -62,6 +62,8 @@ pub struct Link {
     pub time: u64,
     /// Ticks that the guest runs when it may.
     pub ticks: u64,
+    /// The disk of the source, and of the destination, is full.
+    pub full: (bool, bool),
 }
 
 impl Default for Link {
@@ -71,6 +73,7 @@ impl Default for Link {
             step: 1 << 20,
             time: 1000,
             ticks: 2000,
+            full: (false, false),
         }
     }
 }
@@ -83,7 +86,7 @@ pub struct Ended {
     pub destination_side: Destination,
     /// Bytes that arrived at the destination, and at the source.
     pub arrived: (usize, usize),
-    /// Stream positions at which a step ended, so that a message begins there: to the destination, to the source.
+    /// Whether the source, and the destination, was asked to store its machine.
     pub stored: (bool, bool),
 }
 
@@ -131,6 +134,14 @@ fn is_over_destination(next: &DestinationNext) -> bool {
     )
 }
 
+fn outcome(full: bool) -> Result<(), String> {
+    if full {
+        Err("the disk is full".into())
+    } else {
+        Ok(())
+    }
+}
+
 /// Migrates `machine` to one that `build` makes (or whose reasons against it are given), while it runs.
 pub fn migrate(
     machine: &mut Machine,
@@ -152,7 +163,7 @@ pub fn migrate(
             }
             SourceNext::Store => {
                 stored.0 = true;
-                source.stored(Ok(()));
+                source.stored(outcome(link.full.0));
             }
             _ => {}
         }
@@ -174,7 +185,7 @@ pub fn migrate(
             }
             DestinationNext::Store => {
                 stored.1 = true;
-                destination.stored(Ok(()));
+                destination.stored(outcome(link.full.1));
             }
             DestinationNext::Own => destination.confirm(),
             _ => {}
