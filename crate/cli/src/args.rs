@@ -30,6 +30,17 @@ On a terminal, the guest's serial port is the terminal: Ctrl-A x quits, Ctrl-A h
 const SNAPSHOT_HELP: &str = "\
 Exit status: 0, 1 when snapshots differ, 2 for bad input.";
 
+const REPLAY_HELP: &str = "\
+With --interactive, a command a line on stdin:
+  to T, to exit:N              go to tick T, or to just after the N-th VM exit
+  back [N], forward [N]        by so many instructions; 1 unless given
+  back exit, forward exit      to just after the VM exit before, or the next one
+  end                          to the end of the recording
+  show                         registers, page walks, VMCS
+  quit
+
+Exit status: 0, 1 when the run differs from the recording, 2 for bad input.";
+
 const VMCS_HELP: &str = "\
 Exit status: 0, 1 when a check fails or files differ, 2 for bad input.";
 
@@ -53,6 +64,9 @@ pub enum Command {
     /// Go on from a snapshot
     #[command(after_help = AFTER_HELP)]
     Resume(Box<ResumeArgs>),
+    /// Make a recorded run again, to its end or to any moment of it
+    #[command(after_help = REPLAY_HELP)]
+    Replay(Box<ReplayArgs>),
     /// Look at snapshots
     #[command(subcommand, after_help = SNAPSHOT_HELP)]
     Snapshot(crate::snapshot::SnapshotCommand),
@@ -178,6 +192,16 @@ pub struct SessionArgs {
     )]
     pub output: Vec<PathBuf>,
 
+    /// Record the run: its start, whatever comes to it and when. hypernest replay makes it again, also what there is
+    /// of one that was killed
+    #[arg(
+        long,
+        value_name = "F",
+        conflicts_with = "gdb",
+        help_heading = "Snapshots"
+    )]
+    pub record: Option<PathBuf>,
+
     /// Print instructions, speed, stops, the hash of the final state, and VM exits by reason
     #[arg(long, help_heading = "Looking inside")]
     pub report: bool,
@@ -274,6 +298,50 @@ pub struct ResumeArgs {
 
     #[command(flatten)]
     pub session: SessionArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct ReplayArgs {
+    /// A recording that --record wrote
+    pub recording: PathBuf,
+
+    /// Go to this tick, or to just after the N-th VM exit (exit:N), and print what the processors are doing
+    #[arg(long, value_name = "TICK|exit:N", value_parser = replay_to)]
+    pub to: Option<ReplayTo>,
+
+    /// Go forwards and backwards as stdin says
+    #[arg(long, short)]
+    pub interactive: bool,
+
+    /// Memory for keyframes, from which every moment is reached quickly; beside it, each page of guest memory that
+    /// changes is kept once
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = budget)]
+    pub keyframe_memory: usize,
+
+    /// The raw image of a disk that the machine has, as it was at its start; once for each, in their order
+    #[arg(long = "disk", value_name = "F")]
+    pub disks: Vec<PathBuf>,
+
+    /// Most memory that the machine may have
+    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = memory)]
+    pub memory_limit: u64,
+
+    /// An ELF file whose symbols name addresses
+    #[arg(long, value_name = "VMLINUX")]
+    pub symbols: Option<PathBuf>,
+
+    /// The same for addresses of L2, the guest of a hypervisor in the machine
+    #[arg(long, value_name = "VMLINUX")]
+    pub symbols_l2: Option<PathBuf>,
+}
+
+/// A moment of a recorded run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplayTo {
+    /// This tick.
+    Tick(u64),
+    /// Just after the VM exit of this number.
+    Exit(u64),
 }
 
 /// A moment of a run.
@@ -381,6 +449,32 @@ fn memory(text: &str) -> Result<u64, String> {
         Some(bytes) if bytes.is_multiple_of(4096) => Ok(bytes),
         Some(_) => Err("give a multiple of 4K".into()),
         None => Err("give 1M to 64G".into()),
+    }
+}
+
+/// Memory of any size: a number with K, M or G; a bare number is MiB.
+fn budget(text: &str) -> Result<usize, String> {
+    let wrong = || "give a number with K, M or G, such as 512M".to_owned();
+    let text = text.trim();
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 20),
+        Some((at, 'g' | 'G')) => (&text[..at], 30),
+        _ => (text, 20),
+    };
+    let number: usize = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// A tick, or the number of a VM exit.
+pub fn replay_to(text: &str) -> Result<ReplayTo, String> {
+    let wrong = || "give a tick, or exit:N with the number of a VM exit, from 1".to_owned();
+    match text.strip_prefix("exit:") {
+        Some(number) => match number.parse() {
+            Ok(number) if number > 0 => Ok(ReplayTo::Exit(number)),
+            _ => Err(wrong()),
+        },
+        None => ticks(text).map(ReplayTo::Tick).map_err(|_| wrong()),
     }
 }
 
@@ -648,6 +742,19 @@ mod tests {
         }
         assert!(run(&["k", "--snapshot-on", "x"]).is_err());
         assert!(run(&["k", "-o", "x"]).is_err());
+    }
+
+    #[test]
+    fn replays_go_to_ticks_and_exits() {
+        assert_eq!(replay_to("1_000"), Ok(ReplayTo::Tick(1000)));
+        assert_eq!(replay_to("exit:12"), Ok(ReplayTo::Exit(12)));
+        for wrong in ["", "exit:", "exit:0", "exit:CPUID", "x", "-1"] {
+            assert!(replay_to(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(budget("0"), Ok(0));
+        assert_eq!(budget("2G"), Ok(2 << 30));
+        assert!(budget("x").is_err() && budget("99999999999999G").is_err());
+        assert!(run(&["k", "--record", "f", "--gdb", "1234"]).is_err());
     }
 
     #[test]

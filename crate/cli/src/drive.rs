@@ -14,6 +14,7 @@ use crate::gdb::Listener;
 use crate::monitor::{self, Attended, Monitor};
 use crate::postmortem::is_deliberate;
 use crate::progress::Progress;
+use crate::record::Recording;
 use crate::report::End;
 use crate::snapshot::Saves;
 use crate::terminal::{HELP, Input, Key, Keys, Raw, Stdin, is_interactive};
@@ -91,6 +92,8 @@ pub struct Live {
     pub saves: Saves,
     /// Where programs ask about it and steer it.
     pub monitor: Option<Monitor>,
+    /// What comes to it is written there.
+    pub record: Recording,
 }
 
 /// The texts to look for, longest first: where one is seen, those it ends in are seen too.
@@ -329,7 +332,8 @@ impl<'a> Run<'a> {
         let waiting = Instant::now();
         let keys = self.serial.input(wait);
         self.outcome.waiting += waiting.elapsed();
-        if let Some(end) = type_keys(self.machine, keys, &mut self.outcome.typed)? {
+        let (record, typed) = (&mut self.live.record, &mut self.outcome.typed);
+        if let Some(end) = type_keys(self.machine, keys, record, typed)? {
             return Ok(Some(end));
         }
         if self.serial.raw.as_ref().is_some_and(Raw::ended) {
@@ -352,9 +356,11 @@ impl<'a> Run<'a> {
         let target = target.min(self.live.saves.next_tick());
         let texts = texts(self.limits, &self.live.saves);
         let until = self.limits.until(target, &texts, &self.live.dumps);
+        self.live.record.runs(self.machine);
         let running = Instant::now();
         let mut stop = self.machine.run(&until)?;
         self.outcome.running += running.elapsed();
+        self.live.record.ran(self.machine, &stop);
         self.outcome.stops += 1;
         self.live.events.take(self.machine)?;
         self.live.dumps.take(self.machine, &stop)?;
@@ -459,6 +465,7 @@ fn pause(pace: &mut Pace, now: Tick, limits: &Limits, started: Instant) -> Durat
 fn type_keys(
     machine: &mut Machine,
     keys: Vec<Key>,
+    record: &mut Recording,
     typed: &mut Vec<(Tick, Vec<u8>)>,
 ) -> Result<Option<End>> {
     for key in keys {
@@ -469,7 +476,7 @@ fn type_keys(
                 out.write_all(HELP.as_bytes()).and_then(|()| out.flush())?;
             }
             Key::Bytes(bytes) => {
-                machine.serial_input(&bytes);
+                record.typed(machine, &bytes);
                 typed.push((machine.now(), bytes));
             }
         }

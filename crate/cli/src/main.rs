@@ -12,6 +12,7 @@ mod monitor;
 mod perfetto;
 mod postmortem;
 mod progress;
+mod record;
 mod report;
 mod run;
 mod setup;
@@ -41,6 +42,7 @@ fn execute(args: &args::Cli) -> i32 {
     let result = match &args.command {
         Some(args::Command::Run(args)) => run::run(args),
         Some(args::Command::Resume(args)) => run::resume(args),
+        Some(args::Command::Replay(args)) => record::replay(args),
         Some(args::Command::Snapshot(command)) => {
             snapshot::run(command).map_err(|error| error.context(run::BadInput))
         }

@@ -16,6 +16,7 @@ use crate::gdb::Listener;
 use crate::monitor::Monitor;
 use crate::postmortem::{self, Scene};
 use crate::progress::Progress;
+use crate::record::Recording;
 use crate::report::{End, Report};
 use crate::setup::Setup;
 use crate::snapshot::Saves;
@@ -27,7 +28,7 @@ const REPLAY_LIMIT: Duration = Duration::from_secs(60);
 /// Ticks before the crash from which on instructions are recorded.
 const REPLAY_TRACED: Tick = 50_000;
 
-/// Exit status of a run that ended well without a snapshot that was asked for.
+/// Exit status of a run that ended well without a snapshot or a recording that was asked for.
 const NOT_SAVED: i32 = 4;
 
 /// What to print and write besides the run itself.
@@ -120,14 +121,19 @@ fn prepare(setup: Setup, args: &SessionArgs, begun: Instant) -> Result<Prepared>
         None => None,
     };
     let (exits, tracks) = (args.exits.as_deref(), args.trace.as_deref());
-    let live = Live {
+    let mut live = Live {
         events: Events::open(&mut machine, exits, tracks, setup.names.clone())?,
         dumps: Dumps::open(&args.dump_vmcs_at, args.dump_vmcs_to.clone())?,
         saves: Saves::open(args, setup.about(&machine))?,
         monitor: args.monitor.as_deref().map(Monitor::open).transpose()?,
+        record: Recording::default(),
     };
     let gdb = args.gdb.map(Listener::bind).transpose()?;
     let serial = Serial::open(&args.serial)?;
+    if let Some(path) = &args.record {
+        let about = setup.about(&machine);
+        live.record = Recording::begin(&mut machine, path, about)?;
+    }
     let looks = Looks {
         report: args.report,
         report_json,
@@ -198,6 +204,7 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
     looks.live.events.finish(&mut machine)?;
     looks.live.dumps.finish();
     let all_saved = looks.live.saves.finish();
+    let recorded = looks.live.record.finish(&mut machine);
     if outcome.end.is_noteworthy() {
         eprintln!("hypernest: {}", outcome.end);
     }
@@ -225,7 +232,9 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
                     End::TripleFault { .. } | End::Unimplemented { .. }
                 );
                 let end = ticks.saturating_add(u64::from(crashed));
-                replay(setup, &outcome.typed, looks.live.saves.ticks(), end)?
+                let mut saved = looks.live.saves.ticks().to_vec();
+                saved.extend(looks.live.record.saved());
+                replay(setup, &outcome.typed, &saved, end)?
             }
             None => {
                 eprintln!("for the last instructions, run again with --break-on triple-fault");
@@ -243,7 +252,7 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
             .with_context(|| format!("cannot write the report {shown}"))?;
     }
     match outcome.end.status() {
-        0 if !all_saved => Ok(NOT_SAVED),
+        0 if !all_saved || !recorded => Ok(NOT_SAVED),
         status => Ok(status),
     }
 }

@@ -275,7 +275,7 @@ pub fn layout_of_file(path: &Path) -> Result<Layout> {
 }
 
 /// The symbols in a file.
-fn symbols(path: &Path) -> Result<Symbols> {
+pub fn symbols(path: &Path) -> Result<Symbols> {
     let bytes = files::read("symbol file", path)?;
     Symbols::parse(&bytes).with_context(|| format!("symbol file {}", path.display()))
 }

@@ -341,6 +341,7 @@ impl<'a> MachineBuilder<'a> {
             armed: Vec::new(),
             armed_exits: Default::default(),
             dirty: Default::default(),
+            flushes: 0,
             mark: None,
             boot,
         })

@@ -237,6 +237,7 @@ pub struct Machine {
     pub(crate) armed_exits: ExitStops,
     pub(crate) boot: Option<String>,
     pub(crate) dirty: Dirty,
+    pub(crate) flushes: u64,
     /// The mark to go back to: the same as in the [`crate::Mark`].
     pub(crate) mark: Option<Arc<()>>,
 }
@@ -518,7 +519,14 @@ impl Machine {
 
     /// Forgets what engines cache of RAM.
     pub fn flush(&mut self) {
+        self.flushes += 1;
         self.engine.flush(&mut self.ram);
+    }
+
+    /// How often it forgot that. Guests can notice it: who records a run looks whether somebody has saved the
+    /// machine.
+    pub fn flushes(&self) -> u64 {
+        self.flushes
     }
 
     /// Copies guest-physical memory. Nothing in the guest notices.

@@ -25,6 +25,7 @@
 pub mod hello;
 pub mod live;
 pub mod pages;
+pub mod record;
 pub mod section;
 pub mod snapshot;
 pub mod state;

@@ -188,6 +188,14 @@ impl<W: Write> SectionWriter<W> {
         Ok(())
     }
 
+    /// Has everything so far written through.
+    ///
+    /// # Errors
+    /// When the writer fails.
+    pub fn flush(&mut self) -> Result<(), SectionError> {
+        Ok(self.to.flush()?)
+    }
+
     /// Ends the file, and gives back where it went.
     ///
     /// # Errors
