@@ -141,7 +141,8 @@ fn prepare(
     let gdb = args.gdb.map(Listener::bind).transpose()?;
     let serial = Serial::open(&args.serial)?;
     if let Some(path) = &args.record {
-        live.record = Recording::begin(&mut machine, path, setup.about(&machine))?;
+        let about = setup.about(&machine);
+        live.record = Recording::begin(&mut machine, path, about)?;
     }
     let looks = Looks {
         report: args.report,
