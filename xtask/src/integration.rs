@@ -146,9 +146,9 @@ fn show_end(result: &Captured) {
 
 /// Where a run stood when it was stopped.
 #[derive(Debug, PartialEq, Eq)]
-struct End {
-    ticks: u64,
-    hash: String,
+pub struct End {
+    pub ticks: u64,
+    pub hash: String,
 }
 
 /// A run that must end in the same state however it is executed.
@@ -272,7 +272,8 @@ fn native_end(cli: &Path, kernel: &Kernel, compared: &Compared, block: Option<u3
     end(&text?)
 }
 
-fn end(json: &str) -> Result<End> {
+/// Out of a report, or of what the programs for Node print.
+pub fn end(json: &str) -> Result<End> {
     let report: Value =
         serde_json::from_str(json).with_context(|| format!("not a report: {json}"))?;
     let ticks = report["ticks"]

@@ -15,6 +15,7 @@ mod nested_state;
 mod run;
 mod serve;
 mod setup;
+mod snapshots;
 mod soak;
 mod test;
 

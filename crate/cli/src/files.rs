@@ -90,15 +90,15 @@ impl Whole {
         })
     }
 
-    /// Puts it in its place.
+    /// Puts it in its place; its bytes.
     ///
     /// # Errors
     /// What is left of it cannot be written.
-    pub fn finish(mut self) -> io::Result<()> {
+    pub fn finish(mut self) -> io::Result<u64> {
         self.flush()?;
         fs::rename(&self.beside, &self.path)?;
         self.file = None;
-        Ok(())
+        Ok(fs::metadata(&self.path)?.len())
     }
 }
 

@@ -7,6 +7,7 @@ use hypernest_machine::{ExitReason, RegionCount, Tick, cpu};
 use serde_json::json;
 
 use crate::exit_table::Exits;
+use crate::snapshot::Written;
 
 /// Why the run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -193,6 +194,10 @@ pub struct Report {
     pub ticks: Tick,
     /// Instructions of all processors.
     pub instructions: u64,
+    /// Real time until there was a machine: to read an image and load it, or a snapshot.
+    pub loading: Duration,
+    /// Snapshots that were written.
+    pub snapshots: Vec<Written>,
     /// Real time in the machine.
     pub running: Duration,
     /// Real time waiting for the user or for guest time to pass.
@@ -222,12 +227,26 @@ impl Report {
             "image": self.image,
             "ticks": self.ticks,
             "instructions": self.instructions,
+            "loading_seconds": self.loading.as_secs_f64(),
             "seconds": self.running.as_secs_f64(),
             "waiting_seconds": self.waiting.as_secs_f64(),
             "instructions_per_second": self.rate(),
             "stops": self.stops,
             "state_hash": self.state_hash,
         });
+        if !self.snapshots.is_empty() {
+            let snapshot = |written: &Written| {
+                let pages = &written.pages;
+                json!({
+                    "file": written.path.to_string_lossy(),
+                    "tick": written.tick,
+                    "bytes": written.bytes,
+                    "seconds": written.time.as_secs_f64(),
+                    "pages": {"zero": pages.zero, "shared": pages.shared, "stored": pages.stored},
+                })
+            };
+            report["snapshots"] = self.snapshots.iter().map(snapshot).collect();
+        }
         if let End::DebugExit(value) = self.end {
             report["debug_exit_value"] = value.into();
         }
@@ -268,6 +287,16 @@ impl fmt::Display for Report {
             self.waiting.as_secs_f64()
         )?;
         writeln!(f, "stops         {}", grouped(self.stops))?;
+        for written in &self.snapshots {
+            writeln!(
+                f,
+                "snapshot      {} at tick {}, {} bytes in {:.3} s",
+                written.path.display(),
+                grouped(written.tick),
+                grouped(written.bytes),
+                written.time.as_secs_f64()
+            )?;
+        }
         write!(f, "state hash    {}", self.state_hash)?;
         // With one layout there is nothing to tell apart.
         for count in self.regions.iter().filter(|_| self.regions.len() > 1) {
@@ -338,6 +367,8 @@ mod tests {
             image: "raw".into(),
             ticks: 5,
             instructions: 4,
+            loading: Duration::from_millis(1),
+            snapshots: Vec::new(),
             running: Duration::from_secs(2),
             waiting: Duration::ZERO,
             stops: 1,

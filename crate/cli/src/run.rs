@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use hypernest_machine::{Machine, Tick, Until};
@@ -40,25 +40,24 @@ struct Looks {
     walks: Vec<WalkAt>,
     gdb: Option<Listener>,
     always_replay: bool,
+    /// What it took until there was a machine.
+    loading: Duration,
 }
 
 /// Runs an image; the exit status. Nothing has run when the error is a [`BadInput`].
 pub fn run(args: &RunArgs) -> Result<i32> {
-    let prepared = Setup::read(args)
-        .and_then(|setup| {
-            let what = args.image.display().to_string();
-            prepare(setup, &args.session, "loading the image", what)
-        })
-        .map_err(|error| error.context(BadInput))?;
-    go(prepared, &args.session)
+    start(|| Setup::read(args), &args.session)
 }
 
 /// Goes on from a snapshot; the exit status. Nothing has run when the error is a [`BadInput`].
 pub fn resume(args: &ResumeArgs) -> Result<i32> {
-    let prepared = Setup::resume(args)
-        .and_then(|setup| prepare(setup, &args.session, "reading the snapshot", String::new()))
-        .map_err(|error| error.context(BadInput))?;
-    go(prepared, &args.session)
+    start(|| Setup::resume(args), &args.session)
+}
+
+fn start(setup: impl FnOnce() -> Result<Setup>, args: &SessionArgs) -> Result<i32> {
+    let begun = Instant::now();
+    let prepared = setup().and_then(|setup| prepare(setup, args, begun));
+    go(prepared.map_err(|error| error.context(BadInput))?, args)
 }
 
 /// All that a run needs.
@@ -102,22 +101,13 @@ impl std::fmt::Display for BadInput {
     }
 }
 
-/// Makes the machine and opens what `args` name. `what` is named where there can be no machine.
-fn prepare(
-    setup: Setup,
-    args: &SessionArgs,
-    doing: &'static str,
-    what: String,
-) -> Result<Prepared> {
+/// Makes the machine and opens what `args` name. All of it began at `begun`.
+fn prepare(setup: Setup, args: &SessionArgs, begun: Instant) -> Result<Prepared> {
     let mut machine = {
-        let _progress = Progress::spinner(doing);
-        let built = setup.build();
-        if what.is_empty() {
-            built
-        } else {
-            built.context(what)
-        }?
+        let _progress = Progress::spinner(setup.doing());
+        setup.build()?
     };
+    let loading = begun.elapsed();
     let report_json = match &args.report_json {
         Some(path) => Some((files::create("report", path)?, path.clone())),
         None => None,
@@ -152,6 +142,7 @@ fn prepare(
         walks: args.walk.clone(),
         gdb,
         always_replay: !args.break_on.is_empty(),
+        loading,
     };
     Ok(Prepared {
         setup,
@@ -168,8 +159,10 @@ pub fn run_demo() -> Result<i32> {
         env!("CARGO_PKG_VERSION"),
         hypernest_guests::HYPERVISOR_MEMORY >> 20
     );
+    let begun = Instant::now();
     let setup = Setup::demo();
     let mut machine = setup.build()?;
+    let loading = begun.elapsed();
     let mut serial = Serial::open(&SerialTo::Output)?;
     let limits = Limits {
         stop_at: None,
@@ -187,6 +180,7 @@ pub fn run_demo() -> Result<i32> {
         walks: Vec::new(),
         gdb: None,
         always_replay: true,
+        loading,
     };
     let status = finish(&setup, machine, outcome, looks)?;
     if status != 0 {
@@ -201,19 +195,11 @@ pub fn run_demo() -> Result<i32> {
 
 /// Post-mortem and report; the exit status.
 fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Looks) -> Result<i32> {
-    let report = Report {
-        end: outcome.end.clone(),
-        image: setup.description(&machine),
-        ticks: machine.now(),
-        instructions: machine.instructions().unwrap_or(0),
-        running: outcome.running,
-        waiting: outcome.waiting,
-        stops: outcome.stops,
-        state_hash: format!("{:016x}", machine.state_hash()?),
-        exits: machine
-            .exit_statistics()
-            .and_then(|statistics| Exits::new(statistics, machine.failed_entries())),
-        regions: machine.vmcs_regions()?,
+    let ticks = machine.now();
+    let report = match looks.report || looks.report_json.is_some() {
+        true => Some(report(setup, &machine, &outcome, &looks)?),
+        // To hash all memory takes its time.
+        false => None,
     };
     looks.live.events.finish(&mut machine)?;
     looks.live.dumps.finish();
@@ -245,8 +231,8 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
                     outcome.end,
                     End::TripleFault { .. } | End::Unimplemented { .. }
                 );
-                let end = report.ticks.saturating_add(u64::from(crashed));
-                let mut saved = looks.live.saves.saved().to_vec();
+                let end = ticks.saturating_add(u64::from(crashed));
+                let mut saved = looks.live.saves.ticks().to_vec();
                 saved.extend(looks.live.record.saved());
                 replay(setup, &outcome.typed, &saved, end)?
             }
@@ -257,10 +243,10 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
         };
         eprint!("{}", postmortem::instructions(&last, names));
     }
-    if looks.report {
+    if let Some(report) = report.as_ref().filter(|_| looks.report) {
         eprintln!("{report}");
     }
-    if let Some((file, path)) = &mut looks.report_json {
+    if let (Some((file, path)), Some(report)) = (&mut looks.report_json, &report) {
         let shown = path.display();
         file.write_all(report.json().as_bytes())
             .with_context(|| format!("cannot write the report {shown}"))?;
@@ -269,6 +255,26 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
         0 if !all_saved || !recorded => Ok(NOT_SAVED),
         status => Ok(status),
     }
+}
+
+/// What is known at the end of a run.
+fn report(setup: &Setup, machine: &Machine, outcome: &Outcome, looks: &Looks) -> Result<Report> {
+    Ok(Report {
+        end: outcome.end.clone(),
+        image: setup.description(machine),
+        ticks: machine.now(),
+        instructions: machine.instructions().unwrap_or(0),
+        loading: looks.loading,
+        snapshots: looks.live.saves.written().to_vec(),
+        running: outcome.running,
+        waiting: outcome.waiting,
+        stops: outcome.stops,
+        state_hash: format!("{:016x}", machine.state_hash()?),
+        exits: machine
+            .exit_statistics()
+            .and_then(|statistics| Exits::new(statistics, machine.failed_entries())),
+        regions: machine.vmcs_regions()?,
+    })
 }
 
 /// The walks of an address on every vCPU.

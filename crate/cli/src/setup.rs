@@ -29,6 +29,8 @@ enum Source {
 /// A machine that is booted from an image.
 struct Booted {
     image: Vec<u8>,
+    /// The image in messages.
+    shown: String,
     name: String,
     initrd: Option<Vec<u8>>,
     modules: Vec<(String, Vec<u8>)>,
@@ -62,6 +64,7 @@ impl Setup {
         let layouts = layouts(args, &vmx)?;
         let booted = Booted {
             image,
+            shown: args.image.display().to_string(),
             name: files::name(&args.image),
             initrd,
             modules,
@@ -93,6 +96,7 @@ impl Setup {
     pub fn demo() -> Setup {
         let booted = Booted {
             image: hypernest_guests::HYPERVISOR.to_vec(),
+            shown: "the built-in hypervisor".into(),
             name: "built-in".into(),
             initrd: None,
             modules: Vec::new(),
@@ -115,8 +119,16 @@ impl Setup {
     /// A machine at its first instruction, or at that of the snapshot.
     pub fn build(&self) -> Result<Machine> {
         match &self.from {
-            Source::Image(booted) => booted.build(),
+            Source::Image(booted) => booted.build().with_context(|| booted.shown.clone()),
             Source::Snapshot(origin) => origin.build(),
+        }
+    }
+
+    /// What making its machine is, in words.
+    pub fn doing(&self) -> &'static str {
+        match &self.from {
+            Source::Image(_) => "loading the image",
+            Source::Snapshot(_) => "reading the snapshot",
         }
     }
 

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use iced_x86::{Decoder, DecoderError, FlowControl, Instruction};
 
-use crate::lower::{Op, is_hot_branch, lower};
+use crate::lower::{GONE, Op, is_hot_branch, lower};
 use crate::model::Model;
 use crate::ram::Ram;
 use crate::vcpu::CodeSize;
@@ -20,8 +20,8 @@ fn recent_slot(rip: u64) -> usize {
 /// Index of a block. [`NO_BLOCK`] is none.
 pub(crate) type BlockId = u32;
 pub(crate) const NO_BLOCK: BlockId = u32::MAX;
-/// Stands for a successor on another page, which must be looked up each time.
-pub(crate) const FAR_BLOCK: BlockId = u32::MAX - 1;
+/// Marks the link to a block on another page, which is right only while that block's page is where it was.
+pub(crate) const FAR: u32 = 1 << 31;
 
 /// Most instructions in a block.
 pub(crate) const MAX_BLOCK: usize = 64;
@@ -132,7 +132,7 @@ impl CodeCache {
     }
 
     /// Remembers that `to` follows `from` by its operation with this [`Op::at`], where that can never become
-    /// wrong: within one page. Of 64-bit code, that the successor lies elsewhere.
+    /// wrong: within one page. To another page, in 64-bit code, with [`FAR`].
     pub fn connect(&mut self, from: BlockId, at: u16, to: BlockId) {
         let (from, to) = (&self.blocks[from as usize], &self.blocks[to as usize]);
         let (a, b) = (from.key, to.key);
@@ -142,7 +142,7 @@ impl CodeCache {
         let link = if a.offset >> 12 == b.offset >> 12 && a.rip >> 12 == b.rip >> 12 {
             to.first
         } else if a.size == CodeSize::Bits64 {
-            FAR_BLOCK
+            to.first | FAR
         } else {
             return;
         };
@@ -174,6 +174,7 @@ impl CodeCache {
             for id in self.by_page.remove(page).unwrap_or_default() {
                 let block = &mut self.blocks[id as usize];
                 block.valid = false;
+                self.ops[block.first as usize].disp = GONE;
                 let (bucket, next) = (block.key.bucket(), block.next_in_bucket);
                 let mut at = self.buckets[bucket];
                 if at == id {
@@ -224,7 +225,7 @@ impl CodeCache {
             return None;
         }
         let id = self.blocks.len() as BlockId;
-        self.ops.push(Op::head(key.rip, count, id));
+        self.ops.push(Op::head(key, count, id));
         lower(&self.instructions[first..], key, model, &mut self.ops);
         let ops = self.ops.len() - first;
         self.ops

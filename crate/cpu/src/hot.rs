@@ -6,7 +6,7 @@
 
 use iced_x86::Instruction;
 
-use crate::block::{BlockId, CodeCache, FAR_BLOCK, Key, NO_BLOCK};
+use crate::block::{BlockId, CodeCache, FAR, Key, NO_BLOCK};
 use crate::bus::{Bus, Tick};
 use crate::exec;
 use crate::flags::{Flags, Width};
@@ -190,10 +190,10 @@ pub(crate) fn run(code: &CodeCache, id: BlockId, x: &mut Ctx, left: &mut u64) ->
         macro_rules! follow {
             ($op:expr, $target:expr) => {{
                 let mut next = $op.link;
-                if next >= FAR_BLOCK {
+                if next >= FAR {
                     cpu.rip = $target;
-                    if next == FAR_BLOCK {
-                        next = lookup(code, cpu).unwrap_or(NO_BLOCK);
+                    if next != NO_BLOCK {
+                        next = follow_far(code, cpu, next).unwrap_or(NO_BLOCK);
                     }
                     if next == NO_BLOCK {
                         return Ok(Next::Link(head.link, $op.at));
@@ -1207,6 +1207,17 @@ fn checked(
             x.cpu.rip = i.ip();
             Err(trap)
         }
+    }
+}
+
+/// As `lookup`, where `link` is what a jump to RIP once led to.
+#[inline(always)]
+fn follow_far(code: &CodeCache, cpu: &Vcpu, link: u32) -> Option<u32> {
+    let offset = cpu.tlb.execute_offset(cpu.rip, cpu.tlb_key)?;
+    let linked = link & !FAR;
+    match code.ops.get(linked as usize) {
+        Some(head) if head.disp == offset as u64 => Some(linked),
+        _ => lookup(code, cpu),
     }
 }
 

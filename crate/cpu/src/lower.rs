@@ -25,8 +25,8 @@ pub(crate) enum Code {
     /// A string instruction with a repeat prefix, the last of its block.
     Repeat,
     Nop,
-    /// Before the first operation of a block: its RIP in `imm`, its instructions (the ticks it takes) in `at`,
-    /// its number in `link`.
+    /// Before the first operation of a block: its RIP in `imm`, its offset in RAM in `disp` ([`GONE`] when it is no longer
+    /// valid), its instructions (the ticks it takes) in `at`, its number in `link`.
     Head,
     /// After the last: the next RIP in `imm`.
     End,
@@ -528,6 +528,9 @@ pub(crate) enum Code {
     PxorXx,
 }
 
+/// Offset of a block that is no longer valid.
+pub(crate) const GONE: u64 = !0;
+
 /// One operation. `repr(C)`: 32 bytes, aligned: half a cache line, never across two.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(32))]
@@ -544,16 +547,18 @@ pub(crate) struct Op {
     pub imm: u64,
     /// Index of the instruction in its block.
     pub at: u16,
-    /// Head of the block that the jump of this operation leads to: within the same page, or [`FAR_BLOCK`](crate::block::FAR_BLOCK).
+    /// Head of the block that the jump of this operation leads to: within the same page, or with
+    /// [`FAR`](crate::block::FAR); or `NO_BLOCK`.
     pub link: BlockId,
 }
 
 impl Op {
     /// What stands before the operations of a block.
-    pub fn head(rip: u64, instructions: u16, block: BlockId) -> Op {
+    pub fn head(key: Key, instructions: u16, block: BlockId) -> Op {
         Op {
             code: Head,
-            imm: rip,
+            disp: key.offset as u64,
+            imm: key.rip,
             at: instructions,
             link: block,
             ..Op::default()

@@ -98,7 +98,7 @@ pub enum SectionError {
     #[error("section {name:?} would have {length} bytes; the most is {SECTION_MOST}")]
     TooLong {
         /// Its name.
-        name: &'static str,
+        name: String,
         /// Its bytes.
         length: usize,
     },
@@ -141,7 +141,7 @@ impl<W: Write> SectionWriter<W> {
     /// When `to` fails, or the section is too long.
     pub fn required(
         &mut self,
-        name: &'static str,
+        name: &str,
         version: u16,
         content: &[u8],
     ) -> Result<(), SectionError> {
@@ -154,7 +154,7 @@ impl<W: Write> SectionWriter<W> {
     /// When `to` fails, or the section is too long.
     pub fn optional(
         &mut self,
-        name: &'static str,
+        name: &str,
         version: u16,
         content: &[u8],
     ) -> Result<(), SectionError> {
@@ -163,7 +163,7 @@ impl<W: Write> SectionWriter<W> {
 
     fn section(
         &mut self,
-        name: &'static str,
+        name: &str,
         version: u16,
         flags: u16,
         content: &[u8],
@@ -171,6 +171,7 @@ impl<W: Write> SectionWriter<W> {
         debug_assert!(!name.is_empty() && name.len() <= NAME);
         let length = content.len();
         if length > SECTION_MOST {
+            let name = name.to_owned();
             return Err(SectionError::TooLong { name, length });
         }
         let mut head = [0; Head::SIZE];

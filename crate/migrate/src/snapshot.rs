@@ -1,7 +1,7 @@
 //! Snapshots: a machine in a file, from which it goes on exactly.
 //!
-//! A snapshot is a file of sections ([`crate::section`]): `about`, the sections of the state ([`crate::state`]), one `disk` for
-//! each disk, and then what was written to disks (`overlay`) and memory (`ram`), each in batches of pages ([`crate::pages`]).
+//! A snapshot is a file of sections ([`crate::section`]): `about`, what the guest could see of its processor (`seen`), the
+//! sections of the state ([`crate::state`]), one `disk` for each disk, and then what was written to disks (`overlay`) and memory (`ram`), each in batches of pages ([`crate::pages`]).
 //! The image that the machine was booted from is not needed again; the images of its disks are.
 
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ use hypernest_machine::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::hello::{Choices, Host, Offer, Reason, refusals};
 use crate::pages::{Codec, PAGE, PageCounts, PageDecoder, PageEncoder, Sharing, Zeros};
 use crate::section::{Head, Kind, SectionError, SectionReader, SectionWriter, damaged};
 use crate::state::{self, OVERLAY, Overlays, Parts};
@@ -21,6 +22,7 @@ use crate::state::{self, OVERLAY, Overlays, Parts};
 const RAM: &str = "ram";
 const ABOUT: &str = "about";
 const DISK: &str = "disk";
+const SEEN: &str = "seen";
 
 /// What people want to know of a snapshot; nothing depends on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +72,9 @@ pub enum SnapshotError {
         /// The limit.
         most: u64,
     },
+    /// The guest saw what is not here.
+    #[error("its guest saw of the machine what is otherwise here: {}", one_line(.0))]
+    Seen(Vec<Reason>),
     /// Disks are missing, or there are too many.
     #[error(
         "its machine has {wanted} disks, and {given} were given: give the image of each, in their order"
@@ -93,6 +98,11 @@ pub enum SnapshotError {
     /// A disk's image cannot be read.
     #[error("the image of disk {0} cannot be read")]
     Medium(usize),
+}
+
+fn one_line(reasons: &[Reason]) -> String {
+    let reasons: Vec<String> = reasons.iter().map(Reason::to_string).collect();
+    reasons.join("; ")
 }
 
 /// How a snapshot is to be written.
@@ -122,6 +132,7 @@ pub fn write<W: Write>(
     };
     let content = postcard::to_allocvec(&about).map_err(|error| damaged(ABOUT, error))?;
     writer.optional(ABOUT, 1, &content)?;
+    writer.optional(SEEN, 1, &seen(machine)?.to_bytes())?;
     state::write_state(&mut writer, &state)?;
     for (n, disk) in machine.disks().into_iter().enumerate() {
         let part = DiskPart {
@@ -147,6 +158,31 @@ pub fn write<W: Write>(
     }
     writer.finish()?;
     Ok(encoder.counts())
+}
+
+/// What the guest could see, and a build of another day may have otherwise under the same names. Formats and devices have
+/// sections of their own.
+fn seen(machine: &Machine) -> Result<Offer, EngineError> {
+    Ok(Offer {
+        formats: Vec::new(),
+        devices: Vec::new(),
+        ..Offer::of(machine)?
+    })
+}
+
+/// What of it is not as it was.
+fn missing(seen: &Offer) -> Vec<Reason> {
+    let choices = Choices {
+        hyperv: true,
+        ..Choices::default()
+    };
+    let mut reasons = match Host::of(&choices) {
+        Ok(host) => refusals(seen, &host),
+        // What cannot be built is found when it is.
+        Err(_) => Vec::new(),
+    };
+    reasons.extend(seen.differences());
+    reasons
 }
 
 /// A number over a disk's image: of its size, and of up to 1024 pieces of 4096 bytes at equal distances. `None` where the
@@ -177,6 +213,7 @@ pub fn fingerprint(machine: &Machine, disk: &DiskInfo) -> Option<u32> {
 pub struct Snapshot<R: Read> {
     reader: SectionReader<R>,
     about: About,
+    seen: Option<Offer>,
     state: MachineState,
     disks: Vec<DiskPart>,
     /// The first section after the state, where there is one.
@@ -226,6 +263,7 @@ impl<R: Read> Snapshot<R> {
         let mut reader = SectionReader::new(from, Kind::Snapshot)?;
         let mut parts = Parts::default();
         let mut about = About::default();
+        let mut seen = None;
         let mut disks = Vec::new();
         let mut content = Vec::new();
         let mut sections = Sections::new();
@@ -238,6 +276,8 @@ impl<R: Read> Snapshot<R> {
                 OVERLAY | RAM => break Some(head),
                 // What cannot be read of it is of no consequence.
                 ABOUT => about = state::get(&head, &content).unwrap_or_default(),
+                // Of another version it is as good as not there.
+                SEEN => seen = Offer::from_bytes(&content).ok(),
                 DISK => disks.push(state::get(&head, &content)?),
                 _ if parts.take(&head, &content)? => {}
                 _ => head.pass_over()?,
@@ -257,6 +297,7 @@ impl<R: Read> Snapshot<R> {
         Ok(Snapshot {
             reader,
             about,
+            seen,
             state,
             disks,
             head,
@@ -296,6 +337,10 @@ impl<R: Read> Snapshot<R> {
         if config.memory > memory {
             let (memory, most) = (config.memory, memory);
             return Err(SnapshotError::Memory { memory, most });
+        }
+        let reasons = self.seen.as_ref().map(missing).unwrap_or_default();
+        if !reasons.is_empty() {
+            return Err(SnapshotError::Seen(reasons));
         }
         let (wanted, given) = (self.disks.len(), disks.len());
         if wanted != given {

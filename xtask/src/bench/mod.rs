@@ -5,6 +5,7 @@ mod bochs;
 mod exits;
 mod measure;
 mod page;
+mod snapshot;
 mod vmcs;
 
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ const BOCHS_TO_QEMU: f64 = 2.2;
 const LIMIT: Duration = Duration::from_secs(300);
 
 const PARTS: &[&str] = &[
-    "boot", "loop", "start", "exits", "hyperv", "events", "vmcs", "page",
+    "boot", "loop", "start", "exits", "hyperv", "events", "vmcs", "snapshot", "page",
 ];
 
 pub fn main(args: &[&str]) -> Result<bool> {
@@ -62,6 +63,7 @@ pub fn main(args: &[&str]) -> Result<bool> {
             "hyperv" => enlightened::bench(&cli, kernel)?,
             "events" => exits::events(&cli, kernel, pairs)?,
             "vmcs" => vmcs::measure()?,
+            "snapshot" => snapshot::measure(&cli, kernel)?,
             _ => page::measure(native_rate)?,
         }
     }

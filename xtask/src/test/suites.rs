@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Outcome, Suite};
 use crate::run::{command, find, line, root, run, run_within};
-use crate::{build, conformance, guests, integration, kut, nested, nested_state, setup};
+use crate::{build, conformance, guests, integration, kut, nested, nested_state, setup, snapshots};
 
 /// Every suite.
 pub const SUITES: &[Suite] = &[
@@ -103,6 +103,11 @@ pub const SUITES: &[Suite] = &[
         name: "determinism",
         about: "equal runs end in equal states, natively and in WebAssembly",
         run: integration::determinism,
+    },
+    Suite {
+        name: "snapshots",
+        about: "a machine goes from process to process, native and WebAssembly, in snapshots",
+        run: snapshots::hops,
     },
     Suite {
         name: "page",

@@ -14,7 +14,7 @@ use clap::Subcommand;
 use hypernest_migrate::Snapshot;
 
 pub use origin::Origin;
-pub use saves::Saves;
+pub use saves::{Saves, Written};
 
 /// What to do with snapshots.
 #[derive(Debug, Subcommand)]

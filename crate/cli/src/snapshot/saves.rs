@@ -1,9 +1,11 @@
 //! `--snapshot-on`: snapshots of a run that goes on.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use hypernest_machine::{Machine, Tick};
+use hypernest_migrate::pages::PageCounts;
 use hypernest_migrate::snapshot::{self, About, Options};
 
 use crate::args::{Moment, SessionArgs};
@@ -15,7 +17,23 @@ pub struct Saves {
     pending: Vec<(Moment, PathBuf)>,
     about: About,
     failed: bool,
-    saved: Vec<Tick>,
+    ticks: Vec<Tick>,
+    written: Vec<Written>,
+}
+
+/// A snapshot that was written.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// Its file.
+    pub path: PathBuf,
+    /// Machine time in it.
+    pub tick: Tick,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// What it took.
+    pub time: Duration,
+    /// Pages of memory in it.
+    pub pages: PageCounts,
 }
 
 impl Saves {
@@ -71,23 +89,34 @@ impl Saves {
         self.pending = pending;
         for (_, path) in due {
             // Even one that fails is an event of the run.
-            self.saved.push(now);
-            if let Err(error) = self.write(machine, &path) {
-                self.failed = true;
-                eprintln!("hypernest: {error:#}; the run goes on");
+            self.ticks.push(now);
+            match self.write(machine, &path) {
+                Ok(written) => self.written.push(written),
+                Err(error) => {
+                    self.failed = true;
+                    eprintln!("hypernest: {error:#}; the run goes on");
+                }
             }
         }
     }
 
-    fn write(&self, machine: &mut Machine, path: &Path) -> Result<()> {
+    fn write(&self, machine: &mut Machine, path: &Path) -> Result<Written> {
+        let begun = Instant::now();
         let what = || format!("cannot write the snapshot {}", path.display());
         let mut file = Whole::create(path).with_context(what)?;
         let options = Options {
             about: self.about.clone(),
             ..Options::default()
         };
-        snapshot::write(machine, &mut file, &options).with_context(what)?;
-        file.finish().with_context(what)
+        let pages = snapshot::write(machine, &mut file, &options).with_context(what)?;
+        let bytes = file.finish().with_context(what)?;
+        Ok(Written {
+            path: path.to_owned(),
+            tick: machine.now(),
+            bytes,
+            time: begun.elapsed(),
+            pages,
+        })
     }
 
     /// Says which snapshots there are not. False when there is one.
@@ -102,7 +131,12 @@ impl Saves {
     }
 
     /// At which ticks the machine was saved.
-    pub fn saved(&self) -> &[Tick] {
-        &self.saved
+    pub fn ticks(&self) -> &[Tick] {
+        &self.ticks
+    }
+
+    /// What was written.
+    pub fn written(&self) -> &[Written] {
+        &self.written
     }
 }

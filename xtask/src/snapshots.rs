@@ -1,0 +1,96 @@
+//! Snapshots from process to process: a kernel whose KVM runs guests is saved, goes on in WebAssembly, is saved there, and goes
+//! on natively. Wherever it goes on, it ends in the same state.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::build;
+use crate::guests::KERNELS;
+use crate::integration::{End, LinuxRun, end, no_images};
+use crate::run::{cache, capture, command, find, line, shown};
+use crate::test::Outcome;
+
+/// Where it is saved first and natively; later, and in WebAssembly; and where the states are compared. KVM's guests run
+/// from before the first on.
+const SAVED: u64 = 1_000_000_000;
+const SAVED_AGAIN: u64 = 1_100_000_000;
+const COMPARED: u64 = 1_200_000_000;
+/// A run that takes longer has failed.
+const LIMIT: Duration = Duration::from_secs(400);
+
+pub fn hops() -> Result<Outcome> {
+    let kernel = &KERNELS[0];
+    if !kernel.image().exists() {
+        return Ok(no_images());
+    }
+    let cli = build::cli()?;
+    build::wasm()?;
+    find("node").context("node is missing (package nodejs)")?;
+    let [first, second, of_node, report] =
+        ["first", "second", "node", "json"].map(|end| cache().join("hops").with_extension(end));
+    let ticks = |tick: u64| tick.to_string();
+
+    let mut run = LinuxRun::new(kernel, "anchor.n=2000 anchor.mem=8").command(&cli);
+    run.args(["--vmx", "max", "--stop-at", &ticks(COMPARED)]);
+    run.args(["--snapshot-on", &ticks(SAVED), "-o"]).arg(&first);
+    run.args(["--snapshot-on", &ticks(SAVED_AGAIN), "-o"])
+        .arg(&second);
+    let reference = native(&mut run, &report)?;
+    println!(
+        "one process: tick {} hash {}",
+        reference.ticks, reference.hash
+    );
+
+    let mut different = Vec::new();
+    let mut compare = |name: &str, end: End| {
+        println!("{name}: tick {} hash {}", end.ticks, end.hash);
+        if end != reference {
+            different.push(name.to_owned());
+        }
+    };
+    let mut node = line("node tests/integration/resume-to-tick.mjs");
+    node.arg(&first)
+        .arg(ticks(SAVED_AGAIN))
+        .arg(&of_node)
+        .arg(ticks(COMPARED));
+    println!("$ {}", shown(&node));
+    let result = capture(LIMIT, &mut node)?;
+    if !result.status.is_some_and(|status| status.success()) {
+        bail!("node ended with {:?}: {}", result.status, result.stderr);
+    }
+    let last = result.stdout.lines().last().unwrap_or_default();
+    println!("{last}");
+    compare("saved natively, resumed in WebAssembly", end(last)?);
+    for (name, file) in [
+        ("saved and resumed natively", &second),
+        ("saved in WebAssembly, resumed natively", &of_node),
+    ] {
+        compare(name, resumed(&cli, file, &report)?);
+    }
+    for file in [first, second, of_node, report] {
+        let _ = std::fs::remove_file(file);
+    }
+    if !different.is_empty() {
+        bail!("ended in another state: {}", different.join("; "));
+    }
+    Ok(Outcome::Passed)
+}
+
+fn resumed(cli: &Path, file: &Path, report: &Path) -> Result<End> {
+    let mut resume = command(&cli.to_string_lossy());
+    resume.arg("resume").arg(file);
+    resume.args(["--stop-at", &COMPARED.to_string()]);
+    native(&mut resume, report)
+}
+
+fn native(run: &mut std::process::Command, report: &Path) -> Result<End> {
+    run.arg("--report-json").arg(report);
+    println!("$ {}", shown(run));
+    let result = capture(LIMIT, run)?;
+    if !result.status.is_some_and(|status| status.success()) {
+        bail!("the run ended with {:?}: {}", result.status, result.stderr);
+    }
+    end(&std::fs::read_to_string(report)?)
+}
