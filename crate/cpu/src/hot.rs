@@ -9,7 +9,7 @@ use iced_x86::Instruction;
 use crate::block::{BlockId, CodeCache, FAR, Key, NO_BLOCK};
 use crate::bus::{Bus, Tick};
 use crate::exec;
-use crate::flags::{Flags, Width};
+use crate::flags::{Flags, Width, bit};
 use crate::lower::alu::*;
 use crate::lower::{Code, Op};
 use crate::mem::{Ctx, canonical};
@@ -445,6 +445,42 @@ pub(crate) fn run(code: &CodeCache, id: BlockId, x: &mut Ctx, left: &mut u64) ->
                     let bit = $bit & u64::from(<$w>::BITS - 1);
                     let cf = get(cpu, op.dst) >> bit & 1 != 0;
                     cpu.flags.set_cf(cf)
+                }};
+            }
+            macro_rules! bit_change {
+                ($w:ty, |$value:ident, $selected:ident| $result:expr) => {{
+                    let offset = writable!($w, address(cpu, op));
+                    let ($value, $selected) = (fetch::<$w>(ram, offset), op.imm);
+                    cpu.flags.set_cf($value & $selected != 0);
+                    store::<$w>(ram, offset, $result)
+                }};
+            }
+            macro_rules! cmpxchg {
+                ($w:ty) => {{
+                    let offset = writable!($w, address(cpu, op));
+                    let (a, old) = (low::<$w>(cpu.gpr[reg::RAX]), fetch::<$w>(ram, offset));
+                    alu::<$w, CMP>(&mut cpu.flags, a, old);
+                    if a == old {
+                        store::<$w>(ram, offset, get(cpu, op.src))
+                    } else {
+                        put::<$w>(cpu, reg::RAX as u8, old)
+                    }
+                }};
+            }
+            macro_rules! xadd {
+                ($w:ty) => {{
+                    let offset = writable!($w, address(cpu, op));
+                    let (a, b) = (fetch::<$w>(ram, offset), get(cpu, op.src));
+                    let sum = alu::<$w, ADD>(&mut cpu.flags, a, b);
+                    put::<$w>(cpu, op.src, a);
+                    store::<$w>(ram, offset, sum)
+                }};
+            }
+            // On the second lowest byte of a register and the immediate.
+            macro_rules! high_byte {
+                ($op:ident) => {{
+                    let a = get(cpu, op.dst) >> 8 & 0xff;
+                    alu::<u8, $op>(&mut cpu.flags, a, op.imm)
                 }};
             }
             macro_rules! push {
@@ -895,6 +931,37 @@ pub(crate) fn run(code: &CodeCache, id: BlockId, x: &mut Ctx, left: &mut u64) ->
                 Code::BtRi64 => bit_test!(u64, op.imm),
                 Code::BtRr32 => bit_test!(u32, get(cpu, op.src)),
                 Code::BtRr64 => bit_test!(u64, get(cpu, op.src)),
+                Code::BtsMi32 => bit_change!(u32, |value, selected| value | selected),
+                Code::BtsMi64 => bit_change!(u64, |value, selected| value | selected),
+                Code::BtrMi32 => bit_change!(u32, |value, selected| value & !selected),
+                Code::BtrMi64 => bit_change!(u64, |value, selected| value & !selected),
+                Code::CmpxchgMr32 => cmpxchg!(u32),
+                Code::CmpxchgMr64 => cmpxchg!(u64),
+                Code::XaddMr32 => xadd!(u32),
+                Code::XaddMr64 => xadd!(u64),
+                Code::TestHi8 => {
+                    high_byte!(TEST);
+                }
+                Code::AndHi8 => {
+                    let r = high_byte!(AND);
+                    let whole = &mut cpu.gpr[usize::from(op.dst)];
+                    *whole = *whole & !0xff00 | (r & 0xff) << 8;
+                }
+                Code::TestHi8JE => {
+                    high_byte!(TEST);
+                    fused_branch!(4)
+                }
+                Code::TestHi8JNe => {
+                    high_byte!(TEST);
+                    fused_branch!(5)
+                }
+                Code::PushF => push!(cpu.flags.get() & !(bit::VM | bit::RF)),
+                Code::Cli => {
+                    if cpu.cpl != 0 {
+                        cold!();
+                    }
+                    cpu.flags.rest &= !bit::IF;
+                }
                 Code::Cdqe => cpu.gpr[reg::RAX] = u32::sign_extend(cpu.gpr[reg::RAX]),
                 Code::Cwde => cpu.gpr[reg::RAX] = u16::sign_extend(cpu.gpr[reg::RAX]) as u32 as u64,
                 Code::Cdq => cpu.gpr[reg::RDX] = (cpu.gpr[reg::RAX] as i32 >> 31) as u32 as u64,

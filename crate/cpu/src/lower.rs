@@ -291,6 +291,22 @@ pub(crate) enum Code {
     BtRi64,
     BtRr32,
     BtRr64,
+    BtsMi32,
+    BtsMi64,
+    BtrMi32,
+    BtrMi64,
+    CmpxchgMr32,
+    CmpxchgMr64,
+    XaddMr32,
+    XaddMr64,
+    /// Of AH, CH, DH or BH.
+    TestHi8,
+    AndHi8,
+    /// Fused with the branch.
+    TestHi8JE,
+    TestHi8JNe,
+    PushF,
+    Cli,
     // Without their flags, which nobody reads: see `quiet`.
     QuietAddRr32,
     QuietAddRr64,
@@ -650,6 +666,11 @@ const FUSED_CONDITIONS: [u8; 12] = [2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15];
 
 /// The operation that is `compare` and a jump on `condition`.
 fn fused(compare: Code, condition: u8) -> Option<Code> {
+    match (compare, condition) {
+        (TestHi8, 4) => return Some(TestHi8JE),
+        (TestHi8, 5) => return Some(TestHi8JNe),
+        _ => {}
+    }
     let column = FUSED_CONDITIONS.iter().position(|c| *c == condition)?;
     FUSED
         .iter()
@@ -674,6 +695,12 @@ fn gpr(register: Register) -> Option<u8> {
     } else {
         None
     }
+}
+
+/// Number of the general register of which AH, CH, DH or BH is a part.
+fn high_byte(register: Register) -> Option<u8> {
+    (register >= Register::AH && register <= Register::BH)
+        .then(|| (register as u32 - Register::AH as u32) as u8)
 }
 
 fn xmm(register: Register) -> Option<u8> {
@@ -785,6 +812,18 @@ fn hot(i: &Instruction, op: &mut Op) -> Option<Code> {
         Mnemonic::Test => Some(alu::TEST),
         _ => None,
     };
+    if matches!(row, Some(alu::TEST | alu::AND))
+        && register(0)
+        && immediate(1)
+        && let Some(dst) = high_byte(i.op_register(0))
+    {
+        (op.dst, op.imm) = (dst, i.immediate(1) & 0xff);
+        return Some(if row == Some(alu::TEST) {
+            TestHi8
+        } else {
+            AndHi8
+        });
+    }
     if let Some(row) = row {
         let (form, width) = two_operands(i, op)?;
         return Some(ALU[row as usize][width][form]);
@@ -916,6 +955,26 @@ fn hot(i: &Instruction, op: &mut Op) -> Option<Code> {
                 pick(size(0), BtRr32, BtRr64)
             }
         }
+        Mnemonic::Bts | Mnemonic::Btr if memory(0) && immediate(1) => {
+            address(i, op)?;
+            op.imm = 1 << (i.immediate(1) & (size(0) as u64 * 8 - 1));
+            if i.mnemonic() == Mnemonic::Bts {
+                pick(size(0), BtsMi32, BtsMi64)
+            } else {
+                pick(size(0), BtrMi32, BtrMi64)
+            }
+        }
+        Mnemonic::Cmpxchg | Mnemonic::Xadd if memory(0) => {
+            address(i, op)?;
+            op.src = gpr(i.op_register(1))?;
+            if i.mnemonic() == Mnemonic::Cmpxchg {
+                pick(size(0), CmpxchgMr32, CmpxchgMr64)
+            } else {
+                pick(size(0), XaddMr32, XaddMr64)
+            }
+        }
+        Mnemonic::Pushfq => Some(PushF),
+        Mnemonic::Cli => Some(Cli),
         Mnemonic::Cdqe => Some(Cdqe),
         Mnemonic::Cwde => Some(Cwde),
         Mnemonic::Cdq => Some(Cdq),

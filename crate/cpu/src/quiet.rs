@@ -45,7 +45,8 @@ fn effect(op: &Op) -> Effect {
         | XorRi32 | XorRr64 | XorRi64 | AddRr8 | AddRi8 | OrRr8 | OrRi8 | AndRr8 | AndRi8
         | SubRr8 | SubRi8 | XorRr8 | XorRi8 | CmpRr8 | CmpRi8 | CmpRr16 | CmpRi16 | CmpRr32
         | CmpRi32 | CmpRr64 | CmpRi64 | TestRr8 | TestRi8 | TestRr16 | TestRi16 | TestRr32
-        | TestRi32 | TestRr64 | TestRi64 | NegR32 | NegR64 => Effect::Replaces,
+        | TestRi32 | TestRr64 | TestRi64 | NegR32 | NegR64 | TestHi8 | AndHi8 | TestHi8JE
+        | TestHi8JNe => Effect::Replaces,
         // Never by zero, which would keep them: see `lower`.
         ShlRi32 | ShrRi32 | SarRi32 | ShlRi64 | ShrRi64 | SarRi64 => Effect::Replaces,
         IncR8 | IncR32 | IncR64 | DecR8 | DecR32 | DecR64 => Effect::KeepsCarry,
