@@ -46,6 +46,10 @@ const PARTS: &[Part] = &[
         run: unit_tests,
     },
     Part {
+        name: "moves",
+        run: moves,
+    },
+    Part {
         name: "fuzz",
         run: || integration::fuzz(Duration::from_secs(15 * 60)),
     },
@@ -105,6 +109,26 @@ fn wild() -> Result<Outcome> {
             "cargo run --release -p hypernest-oracle --example wild -- {kind} {WILD_GUESTS}"
         );
         run_within(Duration::from_secs(3 * 3600), &mut line(&words))?;
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Cuts of a migration's link at random bytes, and kills of either side.
+fn moves() -> Result<Outcome> {
+    for (variable, count, words) in [
+        (
+            "HYPERNEST_CUTS",
+            "1000",
+            "-p hypernest-migrate --test live cuts_at_random",
+        ),
+        (
+            "HYPERNEST_KILLS",
+            "100",
+            "-p hypernest-cli --test migrate is_killed_at_any_time",
+        ),
+    ] {
+        let mut test = line(&format!("cargo test --release {words}"));
+        run_within(Duration::from_secs(3600), test.env(variable, count))?;
     }
     Ok(Outcome::Passed)
 }

@@ -9,6 +9,9 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand};
 use hypernest_machine::{ExitReason, Level, VmxChoice};
 
+use crate::files;
+use crate::migrate::Peer;
+
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
     .usage(AnsiColor::Green.on_default().bold())
@@ -17,15 +20,20 @@ const STYLES: Styles = Styles::styled()
 
 const AFTER_HELP: &str = "\
 Exit status:
-  0      the guest powered off or reset, --stop-on or --stop-at was reached, or Ctrl-A x
+  0      the guest powered off or reset, --stop-on or --stop-at was reached, the machine has moved
+         away, or Ctrl-A x
   n*2+1  the guest wrote n to the debug-exit port F4H
   2      bad input: nothing was run
   4      the guest crashed (triple fault, VMX abort), needs what is not implemented, sleeps for ever,
-         --break-on stopped it, or the moment of a --snapshot-on did not come
+         --break-on stopped it, or the moment of a --snapshot-on or --migrate-on did not come
+  5      a migration was cut off and is undecided: hypernest migrate decide settles it
   124    --timeout ran out
   143    stopped by a signal
 
 On a terminal, the guest's serial port is the terminal: Ctrl-A x quits, Ctrl-A h lists the other keys.";
+
+const RECEIVE_HELP: &str = "\
+Exit status: 1 when no machine came (nothing is here then), 5 when it is undecided whose it is, else as of hypernest run.";
 
 const SNAPSHOT_HELP: &str = "\
 Exit status: 0, 1 when snapshots differ, 2 for bad input.";
@@ -70,6 +78,12 @@ pub enum Command {
     /// Look at snapshots
     #[command(subcommand, after_help = SNAPSHOT_HELP)]
     Snapshot(crate::snapshot::SnapshotCommand),
+    /// Wait for a machine that moves here, and go on with it
+    #[command(after_help = RECEIVE_HELP)]
+    Receive(Box<ReceiveArgs>),
+    /// Settle migrations that were cut off
+    #[command(subcommand)]
+    Migrate(crate::migrate::MigrateCommand),
     /// Look at, check and translate a VMCS in a file
     #[command(subcommand, after_help = VMCS_HELP)]
     Vmcs(crate::vmcs::VmcsCommand),
@@ -192,6 +206,9 @@ pub struct SessionArgs {
     )]
     pub output: Vec<PathBuf>,
 
+    #[command(flatten)]
+    pub moves: MoveArgs,
+
     /// Record the run: its start, whatever comes to it and when. hypernest replay makes it again, also what there is
     /// of one that was killed
     #[arg(
@@ -278,6 +295,100 @@ pub struct ResumeArgs {
     /// Most memory that the machine may have
     #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = memory, help_heading = "Machine")]
     pub memory_limit: u64,
+
+    /// Layout in which the processor writes VMCS regions from here on, whatever it wrote before
+    #[arg(long, value_name = "LAYOUT", help_heading = "Machine")]
+    pub write_vmcs: Option<String>,
+
+    /// Layouts of VMCS regions that VMPTRLD takes besides those it took before, with commas between them
+    #[arg(
+        long,
+        value_name = "LAYOUTS",
+        value_delimiter = ',',
+        help_heading = "Machine"
+    )]
+    pub accept_vmcs: Vec<String>,
+
+    /// A file with the table of a further layout, which the options above then know by its name
+    #[arg(long = "layout", value_name = "F", help_heading = "Machine")]
+    pub layouts: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub session: SessionArgs,
+}
+
+impl SessionArgs {
+    /// Whether what is to be written can be, as far as that can be told before.
+    ///
+    /// # Errors
+    /// Something cannot.
+    pub fn check_writable(&self) -> anyhow::Result<()> {
+        let serial = match &self.serial {
+            SerialTo::File(path) => Some(path),
+            _ => None,
+        };
+        let files = [
+            ("serial output", serial),
+            ("report", self.report_json.as_ref()),
+            ("exits", self.exits.as_ref()),
+            ("trace", self.trace.as_ref()),
+            ("instruction log", self.log_instructions.as_ref()),
+        ];
+        for (what, path) in files {
+            path.map_or(Ok(()), |path| files::check_writable(what, path))?;
+        }
+        Ok(())
+    }
+}
+
+/// Where and how a machine moves.
+#[derive(Args, Debug)]
+pub struct MoveArgs {
+    /// Move the machine away, while it runs, when this text has appeared on the serial port, or at this tick (a number, or
+    /// tick:N; text:N is a text of digits)
+    #[arg(long, value_name = "TEXT|TICKS", value_parser = moment, requires = "to", help_heading = "Moving")]
+    pub migrate_on: Option<Moment>,
+
+    /// Where to: an address on which hypernest receive waits (a bare number is a port on this host), a file, or - for a
+    /// pipe
+    #[arg(long, value_name = "ADDR|F|-", value_parser = crate::migrate::peer, requires = "migrate_on", help_heading = "Moving")]
+    pub to: Option<Peer>,
+
+    /// Send at most so many bytes a second: a number, with K, M or G
+    #[arg(long, value_name = "N", value_parser = bandwidth, requires = "migrate_on", help_heading = "Moving")]
+    pub bandwidth: Option<u64>,
+
+    /// Stop the machine for the last part when that is expected to take less than this
+    #[arg(long, value_name = "MS", default_value_t = 20, help_heading = "Moving")]
+    pub downtime: u64,
+
+    /// Keep the machine in this file too before it changes hands, so that it is not lost when either side is killed
+    #[arg(long, value_name = "F", help_heading = "Moving")]
+    pub durable: Option<PathBuf>,
+
+    /// A file with a secret that both sides must have
+    #[arg(long, value_name = "F", help_heading = "Moving")]
+    pub token_file: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct ReceiveArgs {
+    /// Where it comes from: an address to listen on (a bare number is a port on the loopback interface), a file, or -
+    /// for stdin
+    #[arg(value_name = "ADDR|F|-", value_parser = crate::migrate::peer)]
+    pub from: Peer,
+
+    /// The raw image of a disk that the machine has, as it was at its start; once for each, in their order
+    #[arg(long = "disk", value_name = "F", help_heading = "Machine")]
+    pub disks: Vec<PathBuf>,
+
+    /// Most memory that the machine may have
+    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = memory, help_heading = "Machine")]
+    pub memory_limit: u64,
+
+    /// Take machines with the interface of the Hyper-V hypervisor too
+    #[arg(long, help_heading = "Machine")]
+    pub hyperv: bool,
 
     /// Layout in which the processor writes VMCS regions from here on, whatever it wrote before
     #[arg(long, value_name = "LAYOUT", help_heading = "Machine")]
@@ -583,6 +694,19 @@ fn non_empty(text: &str) -> Result<Moment, String> {
         return Err("give a text, or a number of ticks".into());
     }
     Ok(Moment::Text(text.into()))
+}
+
+fn bandwidth(text: &str) -> Result<u64, String> {
+    let wrong = || "give bytes per second: a number, with K, M or G".to_owned();
+    let (digits, factor) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 1_000),
+        Some((at, 'm' | 'M')) => (&text[..at], 1_000_000),
+        Some((at, 'g' | 'G')) => (&text[..at], 1_000_000_000),
+        _ => (text, 1),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let bytes = number.checked_mul(factor);
+    bytes.filter(|bytes| *bytes >= 1000).ok_or_else(wrong)
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use hypernest_machine::{ExitReason, Machine, Stop, Tick, Until};
+use hypernest_migrate::live::Progress as MoveProgress;
 
 use crate::args::{BreakOn, SerialTo};
 use crate::exits::Events;
 use crate::gdb::Listener;
+use crate::migrate::{Moves, Peer, Step};
 use crate::monitor::{self, Attended, Monitor};
 use crate::postmortem::is_deliberate;
 use crate::progress::Progress;
@@ -26,6 +28,8 @@ use crate::{dump, files};
 const SLICE: Tick = 20_000_000;
 /// Ticks per slice while somebody may: short, so that a key is never late.
 const TYPING_SLICE: Tick = 2_000_000;
+/// Ticks per slice while the machine moves: pages are sent between two of them.
+const MOVING_SLICE: Tick = 500_000;
 /// Guest time this much ahead of real time is waited for.
 const AHEAD: Duration = Duration::from_millis(2);
 /// Between two looks at keys and requests while the machine is paused.
@@ -92,13 +96,16 @@ pub struct Live {
     pub saves: Saves,
     /// Where programs ask about it and steer it.
     pub monitor: Option<Monitor>,
+    /// The machine's move to another place.
+    pub moves: Moves,
     /// What comes to it is written there.
     pub record: Recording,
 }
 
 /// The texts to look for, longest first: where one is seen, those it ends in are seen too.
-fn texts(limits: &Limits, saves: &Saves) -> Vec<String> {
+fn texts(limits: &Limits, saves: &Saves, moves: &Moves) -> Vec<String> {
     let mut texts: Vec<String> = saves.texts().map(str::to_owned).collect();
+    texts.extend(moves.text().map(str::to_owned));
     texts.extend(limits.stop_on.clone());
     texts.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
     texts.dedup();
@@ -191,7 +198,10 @@ impl Serial {
     }
 
     /// Passes on what the guest has sent.
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn put(&mut self, bytes: &[u8]) -> Result<()> {
         if let Some(last) = bytes.last() {
             self.mid_line = *last != b'\n';
             self.output.write(bytes)?;
@@ -305,6 +315,24 @@ impl<'a> Run<'a> {
         self.live.events.names()
     }
 
+    /// Begins to move the machine to another place.
+    ///
+    /// # Errors
+    /// It is on its way already.
+    pub fn move_to(
+        &mut self,
+        to: Peer,
+        bandwidth: Option<u64>,
+        downtime: Option<u64>,
+    ) -> Result<()> {
+        self.live.moves.begin_to(to, bandwidth, downtime)
+    }
+
+    /// How far a move is that is under way.
+    pub fn moving(&self) -> Option<&MoveProgress> {
+        self.live.moves.progress()
+    }
+
     /// Real time since it began, in seconds.
     pub fn seconds(&self) -> f64 {
         self.started.elapsed().as_secs_f64()
@@ -354,7 +382,8 @@ impl<'a> Run<'a> {
         // A tick that has gone by.
         self.live.saves.take(self.machine, None);
         let target = target.min(self.live.saves.next_tick());
-        let texts = texts(self.limits, &self.live.saves);
+        let target = target.min(self.live.moves.tick());
+        let texts = texts(self.limits, &self.live.saves, &self.live.moves);
         let until = self.limits.until(target, &texts, &self.live.dumps);
         self.live.record.runs(self.machine);
         let running = Instant::now();
@@ -371,7 +400,9 @@ impl<'a> Run<'a> {
             Stop::Text { index } => texts.get(index),
             _ => None,
         };
-        self.live.saves.take(self.machine, seen.map(String::as_str));
+        let seen_text = seen.map(String::as_str);
+        self.live.saves.take(self.machine, seen_text);
+        self.live.moves.look(self.machine.now(), seen_text);
         if let (Some(seen), wanted) = (seen, &self.limits.stop_on)
             && !wanted.as_ref().is_some_and(|text| seen.ends_with(text))
         {
@@ -402,12 +433,34 @@ impl<'a> Run<'a> {
         let mut slice = SLICE;
         let mut wait = Duration::ZERO;
         loop {
-            if let Some(end) = self.keys(wait)? {
+            let moving = self.live.moves.is_under_way();
+            if let Some(end) = self.keys(if moving { Duration::ZERO } else { wait })? {
                 return Ok(end);
+            }
+            if moving {
+                match self.live.moves.step(self.machine, wait)? {
+                    Step::Run => {}
+                    Step::Rest => continue,
+                    Step::Back(unprinted) => {
+                        self.serial.put(&unprinted.serial)?;
+                        debug_output(&unprinted.debug);
+                    }
+                    Step::End(end) => return Ok(end),
+                }
+                wait = pause(&mut pace, self.machine.now(), self.limits, self.started);
+                if !wait.is_zero() && self.serial.is_open() {
+                    // The guest is ahead of real time; the move has this time.
+                    continue;
+                }
             }
             let paced = self.serial.is_open();
             let before = self.machine.instructions();
-            let stop = self.slice(if paced { TYPING_SLICE } else { slice })?;
+            let ticks = match (moving, paced) {
+                (true, _) => MOVING_SLICE,
+                (false, true) => TYPING_SLICE,
+                (false, false) => slice,
+            };
+            let stop = self.slice(ticks)?;
             if let Some(end) = self.end_of(&stop)? {
                 return Ok(end);
             }
@@ -485,7 +538,7 @@ fn type_keys(
 }
 
 /// What the guest writes to port E9H. Nobody can be told when stderr is gone.
-fn debug_output(bytes: &[u8]) {
+pub fn debug_output(bytes: &[u8]) {
     if !bytes.is_empty() {
         let _ = stderr().write_all(bytes);
     }

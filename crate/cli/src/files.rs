@@ -90,6 +90,18 @@ impl Whole {
         })
     }
 
+    /// Puts it in its place, to stay there even if the host fails.
+    ///
+    /// # Errors
+    /// What is left of it cannot be written.
+    pub fn finish_lasting(mut self) -> io::Result<u64> {
+        self.flush()?;
+        if let Some(file) = &self.file {
+            file.get_ref().sync_all()?;
+        }
+        self.finish()
+    }
+
     /// Puts it in its place; its bytes.
     ///
     /// # Errors

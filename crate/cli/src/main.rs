@@ -8,6 +8,7 @@ mod exit_table;
 mod exits;
 mod files;
 mod gdb;
+mod migrate;
 mod monitor;
 mod perfetto;
 mod postmortem;
@@ -26,6 +27,9 @@ mod vmcs_dump;
 const BAD_INPUT: i32 = 2;
 /// Exit status when the host fails during a run.
 const HOST_FAILED: i32 = 1;
+
+/// Exit status when nobody knows who owns the machine.
+const UNDECIDED: i32 = 5;
 
 fn main() {
     let status = match args::parse(std::env::args_os()) {
@@ -46,6 +50,10 @@ fn execute(args: &args::Cli) -> i32 {
         Some(args::Command::Snapshot(command)) => {
             snapshot::run(command).map_err(|error| error.context(run::BadInput))
         }
+        Some(args::Command::Receive(args)) => run::receive(args),
+        Some(args::Command::Migrate(command)) => {
+            migrate::decide(command).map_err(|error| error.context(run::BadInput))
+        }
         Some(args::Command::Vmcs(command)) => {
             vmcs::run(command).map_err(|error| error.context(run::BadInput))
         }
@@ -57,6 +65,10 @@ fn execute(args: &args::Cli) -> i32 {
             let parts: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
             complain(&parts.join(": "));
             BAD_INPUT
+        } else if error.downcast_ref::<migrate::Undecided>().is_some() {
+            let parts: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+            complain(&parts.join(": "));
+            UNDECIDED
         } else {
             complain(&format!("{error:#}"));
             HOST_FAILED

@@ -64,6 +64,10 @@ pub enum End {
         /// Which exit of the run's, from 1.
         number: u64,
     },
+    /// The machine has moved away: what is told of it.
+    HandedOver(String),
+    /// The machine stands still until it is settled whose it is: what is told of it.
+    Undecided(String),
     /// A VM entry failed, with `--break-on entry-fail`.
     EntryFailed {
         /// On which vCPU.
@@ -80,6 +84,7 @@ impl End {
             | End::TripleFaultReset
             | End::Text
             | End::Tick
+            | End::HandedOver(_)
             | End::Quit
             | End::Monitor => 0,
             // The system keeps the low byte, as for any program.
@@ -93,6 +98,7 @@ impl End {
             // 128 and the number of SIGTERM, as shells do.
             End::Signal => 143,
             End::Timeout => 124,
+            End::Undecided(_) => crate::UNDECIDED,
         }
     }
 
@@ -115,6 +121,8 @@ impl End {
             End::Idle => "idle",
             End::VmExit { .. } => "vm-exit",
             End::EntryFailed { .. } => "entry-failed",
+            End::HandedOver(_) => "handed-over",
+            End::Undecided(_) => "undecided",
         }
     }
 
@@ -141,6 +149,8 @@ impl End {
                 | End::Timeout
                 | End::VmExit { .. }
                 | End::EntryFailed { .. }
+                | End::HandedOver(_)
+                | End::Undecided(_)
         )
     }
 }
@@ -179,6 +189,7 @@ impl fmt::Display for End {
                 reason.ident()
             ),
             End::EntryFailed { vcpu } => write!(f, "a VM entry failed on processor {vcpu}"),
+            End::HandedOver(what) | End::Undecided(what) => f.write_str(what),
         }
     }
 }

@@ -4,15 +4,17 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use hypernest_machine::{Machine, Tick, Until};
+use hypernest_migrate::snapshot::About;
 
-use crate::args::{BreakOn, ResumeArgs, RunArgs, SerialTo, SessionArgs, WalkAt};
-use crate::drive::{Limits, Live, Outcome, Serial, drive};
+use crate::args::{BreakOn, ReceiveArgs, ResumeArgs, RunArgs, SerialTo, SessionArgs, WalkAt};
+use crate::drive::{self, Limits, Live, Outcome, Serial, drive};
 use crate::exit_table::Exits;
 use crate::exits::Events;
 use crate::files;
 use crate::gdb::Listener;
+use crate::migrate::{self, Moves};
 use crate::monitor::Monitor;
 use crate::postmortem::{self, Scene};
 use crate::progress::Progress;
@@ -28,7 +30,7 @@ const REPLAY_LIMIT: Duration = Duration::from_secs(60);
 /// Ticks before the crash from which on instructions are recorded.
 const REPLAY_TRACED: Tick = 50_000;
 
-/// Exit status of a run that ended well without a snapshot or a recording that was asked for.
+/// Exit status of a run that ended well without a snapshot, a recording or a move that was asked for.
 const NOT_SAVED: i32 = 4;
 
 /// What to print and write besides the run itself.
@@ -58,6 +60,22 @@ fn start(setup: impl FnOnce() -> Result<Setup>, args: &SessionArgs) -> Result<i3
     let begun = Instant::now();
     let prepared = setup().and_then(|setup| prepare(setup, args, begun));
     go(prepared.map_err(|error| error.context(BadInput))?, args)
+}
+
+/// Waits for a machine and goes on with it; the exit status. Nothing has run when the error is a [`BadInput`].
+pub fn receive(args: &ReceiveArgs) -> Result<i32> {
+    let session = &args.session;
+    // Once the machine is here it is too late for this.
+    session
+        .check_writable()
+        .and_then(|()| Setup::received(session, "", About::default()))
+        .map_err(|error| error.context(BadInput))?;
+    let arrived = migrate::receive(args)?;
+    let setup = Setup::received(session, &arrived.from, arrived.about)?;
+    let mut prepared = open(setup, arrived.machine, session, Duration::ZERO)?;
+    prepared.serial.put(&arrived.unprinted.serial)?;
+    drive::debug_output(&arrived.unprinted.debug);
+    go(prepared, session)
 }
 
 /// All that a run needs.
@@ -103,11 +121,20 @@ impl std::fmt::Display for BadInput {
 
 /// Makes the machine and opens what `args` name. All of it began at `begun`.
 fn prepare(setup: Setup, args: &SessionArgs, begun: Instant) -> Result<Prepared> {
-    let mut machine = {
+    let machine = {
         let _progress = Progress::spinner(setup.doing());
         setup.build()?
     };
-    let loading = begun.elapsed();
+    open(setup, machine, args, begun.elapsed())
+}
+
+/// Opens what `args` name for a machine that took `loading` to be there.
+fn open(
+    setup: Setup,
+    mut machine: Machine,
+    args: &SessionArgs,
+    loading: Duration,
+) -> Result<Prepared> {
     let report_json = match &args.report_json {
         Some(path) => Some((files::create("report", path)?, path.clone())),
         None => None,
@@ -120,12 +147,20 @@ fn prepare(setup: Setup, args: &SessionArgs, begun: Instant) -> Result<Prepared>
         }
         None => None,
     };
+    let stored = args.moves.migrate_on.is_some() && args.moves.durable.is_some();
+    if stored && args.record.is_some() {
+        // Where the machine stays after all, the recording would not know of it.
+        bail!(
+            "--durable with --migrate-on stores the machine, which --record cannot write down; give one of them"
+        );
+    }
     let (exits, tracks) = (args.exits.as_deref(), args.trace.as_deref());
     let mut live = Live {
         events: Events::open(&mut machine, exits, tracks, setup.names.clone())?,
         dumps: Dumps::open(&args.dump_vmcs_at, args.dump_vmcs_to.clone())?,
         saves: Saves::open(args, setup.about(&machine))?,
         monitor: args.monitor.as_deref().map(Monitor::open).transpose()?,
+        moves: Moves::open(&args.moves, &args.serial, setup.about(&machine))?,
         record: Recording::default(),
     };
     let gdb = args.gdb.map(Listener::bind).transpose()?;
@@ -203,7 +238,8 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
     };
     looks.live.events.finish(&mut machine)?;
     looks.live.dumps.finish();
-    let all_saved = looks.live.saves.finish();
+    let moved = looks.live.moves.finish("the run ended");
+    let all_saved = looks.live.saves.finish() && moved;
     let recorded = looks.live.record.finish(&mut machine);
     if outcome.end.is_noteworthy() {
         eprintln!("hypernest: {}", outcome.end);
@@ -224,6 +260,7 @@ fn finish(setup: &Setup, mut machine: Machine, outcome: Outcome, mut looks: Look
         drop(machine);
         let last = match &looks.trace {
             Some((trace, _)) => trace.take_last(),
+            None if !setup.is_repeatable() => Vec::new(),
             None if looks.always_replay || outcome.running < REPLAY_LIMIT => {
                 let _progress = Progress::spinner("running again, for the last instructions");
                 // A guest that crashes does so in the instruction at this tick; other ends lie before it.

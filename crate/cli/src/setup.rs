@@ -24,6 +24,8 @@ pub struct Setup {
 enum Source {
     Image(Box<Booted>),
     Snapshot(Box<Origin>),
+    /// A machine that came from elsewhere, and what its snapshots say of themselves.
+    Elsewhere(String, About),
 }
 
 /// A machine that is booted from an image.
@@ -92,6 +94,19 @@ impl Setup {
         })
     }
 
+    /// A machine that came from elsewhere.
+    pub fn received(args: &SessionArgs, from: &str, about: About) -> Result<Setup> {
+        Ok(Setup {
+            names: names(args, || None)?,
+            from: Source::Elsewhere(from.to_owned(), about),
+        })
+    }
+
+    /// Whether its machine can be made again.
+    pub fn is_repeatable(&self) -> bool {
+        !matches!(self.from, Source::Elsewhere(..))
+    }
+
     /// The built-in hypervisor.
     pub fn demo() -> Setup {
         let booted = Booted {
@@ -121,6 +136,7 @@ impl Setup {
         match &self.from {
             Source::Image(booted) => booted.build().with_context(|| booted.shown.clone()),
             Source::Snapshot(origin) => origin.build(),
+            Source::Elsewhere(from, _) => bail!("the machine from {from} cannot be made again"),
         }
     }
 
@@ -129,6 +145,7 @@ impl Setup {
         match &self.from {
             Source::Image(_) => "loading the image",
             Source::Snapshot(_) => "reading the snapshot",
+            Source::Elsewhere(..) => "taking the machine",
         }
     }
 
@@ -141,6 +158,7 @@ impl Setup {
                 ..About::default()
             },
             Source::Snapshot(origin) => origin.about().clone(),
+            Source::Elsewhere(_, about) => about.clone(),
         }
     }
 
@@ -152,6 +170,7 @@ impl Setup {
                 let (file, boot) = (origin.path().display(), &origin.about().boot);
                 format!("snapshot {file} ({boot})")
             }
+            Source::Elsewhere(from, _) => format!("received from {from}"),
         }
     }
 }

@@ -4,6 +4,7 @@
 mod bochs;
 mod exits;
 mod measure;
+mod migrate;
 mod page;
 mod snapshot;
 mod vmcs;
@@ -25,7 +26,7 @@ const BOCHS_TO_QEMU: f64 = 2.2;
 const LIMIT: Duration = Duration::from_secs(300);
 
 const PARTS: &[&str] = &[
-    "boot", "loop", "start", "exits", "hyperv", "events", "vmcs", "snapshot", "page",
+    "boot", "loop", "start", "exits", "hyperv", "events", "vmcs", "migrate", "snapshot", "page",
 ];
 
 pub fn main(args: &[&str]) -> Result<bool> {
@@ -63,6 +64,7 @@ pub fn main(args: &[&str]) -> Result<bool> {
             "hyperv" => enlightened::bench(&cli, kernel)?,
             "events" => exits::events(&cli, kernel, pairs)?,
             "vmcs" => vmcs::measure()?,
+            "migrate" => migrate::measure(&cli, kernel, pairs)?,
             "snapshot" => snapshot::measure(&cli, kernel)?,
             _ => page::measure(native_rate)?,
         }

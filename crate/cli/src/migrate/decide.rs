@@ -62,7 +62,9 @@ pub fn run(command: &MigrateCommand) -> Result<i32> {
         store::mark(other_path, &other)?;
         keep(path, &record)?;
     } else if args.drop {
-        let code = record.drop_it().with_context(|| format!("cannot give up {shown}"))?;
+        let code = record
+            .drop_it()
+            .with_context(|| format!("cannot give up {shown}"))?;
         store::mark(path, &record)?;
         println!("release code {code:016x}");
     } else if let Some(code) = args.release {
@@ -70,7 +72,9 @@ pub fn run(command: &MigrateCommand) -> Result<i32> {
         kept.with_context(|| format!("cannot keep {shown}"))?;
         keep(path, &record)?;
     } else if args.other_is_gone {
-        record.keep_alone().with_context(|| format!("cannot keep {shown}"))?;
+        record
+            .keep_alone()
+            .with_context(|| format!("cannot keep {shown}"))?;
         keep(path, &record)?;
     } else {
         tell(path, &record);

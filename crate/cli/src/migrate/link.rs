@@ -63,16 +63,7 @@ impl Link {
         reader: Option<Box<dyn Read + Send>>,
         writer: Option<Box<dyn Write + Send>>,
     ) -> io::Result<Link> {
-        let mut link = Link {
-            arriving: None,
-            leaving: None,
-            writer: None,
-            taken: 0,
-            written: Arc::default(),
-            error: None,
-            ended: false,
-            socket: None,
-        };
+        let mut link = Link::nowhere();
         if let Some(mut reader) = reader {
             let (sender, receiver) = sync_channel(PIECES);
             thread::Builder::new()
@@ -90,6 +81,20 @@ impl Link {
             link.writer = Some(thread);
         }
         Ok(link)
+    }
+
+    /// One over which nothing goes.
+    pub fn nowhere() -> Link {
+        Link {
+            arriving: None,
+            leaving: None,
+            writer: None,
+            taken: 0,
+            written: Arc::default(),
+            error: None,
+            ended: false,
+            socket: None,
+        }
     }
 
     /// What arrives within `time`, at once where something is here.

@@ -17,9 +17,9 @@ use hypernest_migrate::live::Settings;
 use crate::files;
 
 pub use decide::{MigrateCommand, run as decide};
-pub use receive::receive;
+pub use receive::{Undecided, receive};
 pub use send::{Moves, Step};
-pub use store::of_record;
+pub use store::{of_record, pass_over};
 
 /// Where a machine goes to, or comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -17,6 +17,7 @@ use super::link::Link;
 use super::{Peer, random, settings, store, token};
 use crate::args::ReceiveArgs;
 use crate::files;
+use crate::run::BadInput;
 use crate::setup::{Disk, find_layout, own_layouts};
 
 /// The longest wait between two looks.
@@ -51,11 +52,12 @@ enum Attempt {
 /// # Errors
 /// What `args` ask for cannot be (nothing was listened to then), or no machine came.
 pub fn receive(args: &ReceiveArgs) -> Result<Arrived> {
-    let place = Place::read(args)?;
+    let place = Place::read(args).map_err(|error| error.context(BadInput))?;
     match &args.from {
         Peer::Address(address) => {
             let listener = TcpListener::bind(address)
-                .with_context(|| format!("cannot listen on {address}"))?;
+                .with_context(|| format!("cannot listen on {address}"))
+                .map_err(|error| error.context(BadInput))?;
             let address = listener.local_addr()?;
             eprintln!("hypernest: waiting for a machine on {address}");
             loop {
@@ -76,9 +78,10 @@ pub fn receive(args: &ReceiveArgs) -> Result<Arrived> {
         Peer::File(path) => {
             let shown = path.display();
             let what = || format!("cannot read the machine {shown}");
-            let file = File::open(path).with_context(what)?;
-            if file.metadata().with_context(what)?.is_dir() {
-                return Err(anyhow!("it is a directory; give a file").context(what()));
+            let bad = |error: anyhow::Error| error.context(what()).context(BadInput);
+            let file = File::open(path).map_err(|error| bad(error.into()))?;
+            if file.metadata()?.is_dir() {
+                return Err(bad(anyhow!("it is a directory; give a file")));
             }
             let link = Link::new(Some(Box::new(file) as Box<dyn Read + Send>), None)?;
             let from = path.display().to_string();
@@ -123,9 +126,7 @@ impl Place<'_> {
         let written = args.write_vmcs.as_ref();
         let layouts = VmxLayouts {
             advertised: None,
-            written: written
-                .map(|name| find("--write-vmcs", name))
-                .transpose()?,
+            written: written.map(|name| find("--write-vmcs", name)).transpose()?,
             accepted: args
                 .accept_vmcs
                 .iter()
@@ -135,11 +136,11 @@ impl Place<'_> {
         for path in &args.disks {
             Disk::open(path)?;
         }
-        if let Some(path) = &args.durable {
+        if let Some(path) = &args.session.moves.durable {
             files::check_writable("record", path)?;
         }
         Ok(Place {
-            token: token(args.token_file.as_deref())?,
+            token: token(args.session.moves.token_file.as_deref())?,
             args,
             layouts,
         })
@@ -147,7 +148,7 @@ impl Place<'_> {
 
     /// Takes a machine over a link.
     fn take(&self, mut link: Link, from: &str) -> Result<Attempt> {
-        let store = self.args.durable.is_some();
+        let store = self.args.session.moves.durable.is_some();
         let mut destination = Destination::new(settings(self.token.clone(), store), random());
         let began = Instant::now();
         let mut wait = Duration::ZERO;
@@ -170,7 +171,8 @@ impl Place<'_> {
             wait = Duration::ZERO;
             match next {
                 DestinationNext::Wait { micros } => wait = Duration::from_micros(micros),
-                DestinationNext::Judge => match self.judge(destination.offer().unwrap_or_default()) {
+                DestinationNext::Judge => match self.judge(destination.offer().unwrap_or_default())
+                {
                     Ok((machine, tells)) => {
                         about = tells;
                         destination.accept(machine);
@@ -182,12 +184,15 @@ impl Place<'_> {
                     destination.stored(outcome.map_err(|error| format!("{error:#}")));
                 }
                 DestinationNext::Own => {
-                    if let (Some(path), Some(record)) =
-                        (&self.args.durable, record(&mut destination, Owns::Yes))
-                        && let Err(error) = store::mark(path, &record)
+                    if let (Some(path), Some(record)) = (
+                        &self.args.session.moves.durable,
+                        record(&mut destination, Owns::Yes),
+                    ) && let Err(error) = store::mark(path, &record)
                     {
                         // It is this side's nevertheless.
-                        eprintln!("hypernest: the machine goes on here, and if this ends it is lost: {error:#}");
+                        eprintln!(
+                            "hypernest: the machine goes on here, and if this ends it is lost: {error:#}"
+                        );
                     }
                     destination.confirm();
                     pass_on(&mut destination, &mut link);
@@ -242,7 +247,12 @@ impl Place<'_> {
             .map_err(|error| vec![format!("{error:#}")])?;
         let about = About {
             boot: "received".into(),
-            disks: self.args.disks.iter().map(|path| files::name(path)).collect(),
+            disks: self
+                .args
+                .disks
+                .iter()
+                .map(|path| files::name(path))
+                .collect(),
             ..About::default()
         };
         Ok((machine, about))
@@ -278,13 +288,21 @@ impl Place<'_> {
     }
 
     fn store(&self, destination: &mut Destination, about: &About, owns: Owns) -> Result<()> {
-        let path = self.args.durable.as_deref().context("nowhere to store it")?;
+        let path = self
+            .args
+            .session
+            .moves
+            .durable
+            .as_deref()
+            .context("nowhere to store it")?;
         write(path, destination, about, owns)
     }
 
     /// Removes what was stored for nothing.
     fn clear(&self, destination: &Destination) {
-        if let (Some(path), Some(identity)) = (&self.args.durable, destination.identity()) {
+        if let (Some(path), Some(identity)) =
+            (&self.args.session.moves.durable, destination.identity())
+        {
             let ours = store::read(path).is_ok_and(|record| record.identity == identity);
             if ours {
                 let _ = std::fs::remove_file(path);
@@ -300,10 +318,10 @@ impl Place<'_> {
         failure: &Failure,
     ) -> Result<Attempt> {
         let id = destination.identity().map_or(0, |identity| identity.id);
-        let path = match &self.args.durable {
+        let path = match &self.args.session.moves.durable {
             Some(path) => path.clone(),
             None => {
-                let path = format!("hypernest-{id:016x}.destination").into();
+                let path = PathBuf::from(format!("hypernest-{id:016x}.destination"));
                 write(&path, destination, about, Owns::Undecided)?;
                 path
             }

@@ -54,7 +54,11 @@ pub enum Step {
 
 /// A run's move to another place, planned or under way.
 #[derive(Default)]
-pub struct Moves(State);
+pub struct Moves {
+    state: State,
+    /// What snapshots of the machine say of themselves.
+    about: About,
+}
 
 #[derive(Default)]
 enum State {
@@ -86,11 +90,16 @@ impl Moves {
     /// What is asked for cannot be; nothing is written.
     pub fn open(args: &MoveArgs, serial: &SerialTo, about: About) -> Result<Moves> {
         let (Some(moment), Some(to)) = (args.migrate_on.clone(), args.to.clone()) else {
-            return Ok(Moves::default());
+            return Ok(Moves {
+                about,
+                ..Moves::default()
+            });
         };
         match &to {
             Peer::Standard if matches!(serial, SerialTo::Stdio | SerialTo::Output) => {
-                bail!("--to -: the machine goes to stdout, so give --serial file:F or --serial none")
+                bail!(
+                    "--to -: the machine goes to stdout, so give --serial file:F or --serial none"
+                )
             }
             Peer::File(path) => files::check_writable("machine", path)?,
             Peer::Standard | Peer::Address(_) => {}
@@ -105,33 +114,45 @@ impl Moves {
             one_way: !matches!(to, Peer::Address(_)),
             ..settings(token, args.durable.is_some())
         };
-        Ok(Moves(State::Planned(Box::new(Plan {
+        let plan = Plan {
             moment: Some(moment),
             to,
             settings,
             durable: args.durable.clone(),
+            about: about.clone(),
+        };
+        Ok(Moves {
+            state: State::Planned(Box::new(plan)),
             about,
-        }))))
+        })
     }
 
-    /// Begins a move now, which nobody planned: from the monitor.
+    /// Begins a move now, which nobody planned. One that was planned is forgotten.
     ///
     /// # Errors
     /// One is under way.
-    pub fn begin_to(&mut self, to: Peer, settings: Settings, about: About) -> Result<()> {
+    pub fn begin_to(
+        &mut self,
+        to: Peer,
+        bandwidth: Option<u64>,
+        downtime: Option<u64>,
+    ) -> Result<()> {
         if self.is_under_way() {
             bail!("the machine is on its way already");
         }
-        let one_way = !matches!(to, Peer::Address(_));
-        self.0 = State::Planned(Box::new(Plan {
+        let standard = Settings::default();
+        let settings = Settings {
+            bandwidth,
+            downtime: downtime.map_or(standard.downtime, |ms| ms.saturating_mul(1000)),
+            one_way: !matches!(to, Peer::Address(_)),
+            ..standard
+        };
+        self.state = State::Planned(Box::new(Plan {
             moment: None,
             to,
-            settings: Settings {
-                one_way,
-                ..settings
-            },
+            settings,
             durable: None,
-            about,
+            about: self.about.clone(),
         }));
         self.begin();
         Ok(())
@@ -139,7 +160,7 @@ impl Moves {
 
     /// The moment for which it waits.
     pub fn moment(&self) -> Option<&Moment> {
-        match &self.0 {
+        match &self.state {
             State::Planned(plan) => plan.moment.as_ref(),
             _ => None,
         }
@@ -175,19 +196,19 @@ impl Moves {
 
     /// Whether the run has to be asked about after every slice.
     pub fn is_under_way(&self) -> bool {
-        matches!(self.0, State::Connecting(..) | State::Going(_))
+        matches!(self.state, State::Connecting(..) | State::Going(_))
     }
 
     /// How far it is.
     pub fn progress(&self) -> Option<&Progress> {
-        match &self.0 {
+        match &self.state {
             State::Going(going) => Some(going.source.progress()),
             _ => None,
         }
     }
 
     fn begin(&mut self) {
-        let State::Planned(plan) = std::mem::take(&mut self.0) else {
+        let State::Planned(plan) = std::mem::take(&mut self.state) else {
             return;
         };
         let (sender, receiver) = sync_channel(1);
@@ -195,7 +216,7 @@ impl Moves {
             // The machine does not wait for a connection.
             thread::spawn(move || sender.send(connect(address)));
         }
-        self.0 = State::Connecting(plan, receiver);
+        self.state = State::Connecting(plan, receiver);
     }
 
     /// What the run does next. It is best asked with everything printed; `idle` is how long the run has nothing to do
@@ -204,7 +225,7 @@ impl Moves {
     /// # Errors
     /// A record cannot be written where there must be one.
     pub fn step(&mut self, machine: &mut Machine, idle: Duration) -> Result<Step> {
-        match &mut self.0 {
+        match &mut self.state {
             State::None | State::Planned(_) => Ok(Step::Run),
             State::Connecting(plan, receiver) => {
                 let link = match plan.to {
@@ -221,12 +242,15 @@ impl Moves {
                     thread::sleep(idle);
                     return Ok(Step::Run);
                 };
-                let State::Connecting(plan, _) = std::mem::take(&mut self.0) else {
+                let State::Connecting(plan, _) = std::mem::take(&mut self.state) else {
                     return Ok(Step::Run);
                 };
                 let to = plan.to.to_string();
-                match link.map_err(Into::into).and_then(|link| Going::start(*plan, link, machine)) {
-                    Ok(going) => self.0 = State::Going(Box::new(going)),
+                match link
+                    .map_err(Into::into)
+                    .and_then(|link| Going::start(*plan, link, machine))
+                {
+                    Ok(going) => self.state = State::Going(Box::new(going)),
                     Err(error) => say_it_stays(&to, &format!("{error:#}")),
                 }
                 Ok(Step::Run)
@@ -234,16 +258,16 @@ impl Moves {
             State::Going(going) => {
                 let step = going.step(machine, idle)?;
                 if !matches!(step, Step::Run | Step::Rest) {
-                    self.0 = State::None;
+                    self.state = State::None;
                 }
                 Ok(step)
             }
         }
     }
 
-    /// The run ends here for another reason: the other side is told.
-    pub fn give_up(&mut self, why: &str) {
-        match std::mem::take(&mut self.0) {
+    /// The run has ended: for another reason the other side is told. False where a move that was planned did not begin.
+    pub fn finish(&mut self, why: &str) -> bool {
+        match std::mem::take(&mut self.state) {
             State::Going(mut going) => {
                 going.source.cancel(why);
                 going.pass_on();
@@ -251,12 +275,18 @@ impl Moves {
                 say_it_stays(&going.plan.to.to_string(), why);
             }
             State::Connecting(plan, _) => say_it_stays(&plan.to.to_string(), why),
-            State::Planned(plan) => match &plan.moment {
-                Some(moment) => eprintln!("hypernest: nothing was moved: {moment}"),
-                None => {}
-            },
+            State::Planned(plan) => {
+                if let Some(moment) = &plan.moment {
+                    eprintln!(
+                        "hypernest: the machine was not moved to {}: {moment}",
+                        plan.to
+                    );
+                }
+                return false;
+            }
             State::None => {}
         }
+        true
     }
 }
 

@@ -25,7 +25,8 @@ pub fn write(path: &Path, record: &Record, machine: &mut Machine, about: &About)
         ..Options::default()
     };
     snapshot::write(machine, &mut whole, &options).with_context(what)?;
-    whole.place().with_context(what)
+    whole.finish_lasting().with_context(what)?;
+    Ok(())
 }
 
 /// Changes who owns the machine of a record, in place.
@@ -34,7 +35,10 @@ pub fn write(path: &Path, record: &Record, machine: &mut Machine, about: &About)
 /// The file cannot be written.
 pub fn mark(path: &Path, record: &Record) -> Result<()> {
     let what = || format!("cannot write the record {}", path.display());
-    let mut file = OpenOptions::new().write(true).open(path).with_context(what)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .open(path)
+        .with_context(what)?;
     file.write_all(&record.to_bytes()).with_context(what)?;
     if record.owns == Owns::No {
         // The machine in it is nobody's any more.
@@ -57,14 +61,32 @@ pub fn read(path: &Path) -> Result<Record> {
     Record::read(&header).with_context(what)
 }
 
-/// Where a file that is to be a snapshot is a record: passes over its header.
+/// Passes over the header of a record, where a file that is to be a snapshot is one: to look at it.
+///
+/// # Errors
+/// It cannot be read.
+pub fn pass_over(file: &mut File) -> std::io::Result<()> {
+    let mut begin = [0; 8];
+    let read = file.read(&mut begin)?;
+    let skip = if Record::is_one(&begin[..read]) {
+        HEADER as u64
+    } else {
+        0
+    };
+    file.seek(SeekFrom::Start(skip)).map(drop)
+}
+
+/// Where the snapshot begins in a file that may be a record; it is there then.
 ///
 /// # Errors
 /// Its machine is not, or not surely, its side's.
-pub fn of_record(file: &mut File, path: &Path) -> Result<()> {
+pub fn of_record(file: &mut File, path: &Path) -> Result<u64> {
     let shown = path.display();
     let mut header = Vec::with_capacity(HEADER);
-    file.take(HEADER as u64).read_to_end(&mut header)?;
+    file.rewind()?;
+    Read::by_ref(file)
+        .take(HEADER as u64)
+        .read_to_end(&mut header)?;
     let skip = match Record::read(&header) {
         Err(RecordError::Magic) => 0,
         Err(error) => return Err(anyhow!(error).context(format!("cannot read {shown}"))),
@@ -77,10 +99,11 @@ pub fn of_record(file: &mut File, path: &Path) -> Result<()> {
                      hypernest migrate decide",
                     record.side.name()
                 ),
-                Owns::No => bail!("{shown} gave up its machine: migration {id:016x} was settled for the other side"),
+                Owns::No => bail!(
+                    "{shown} gave up its machine: migration {id:016x} was settled for the other side"
+                ),
             }
         }
     };
-    file.seek(SeekFrom::Start(skip))?;
-    Ok(())
+    Ok(file.seek(SeekFrom::Start(skip))?)
 }

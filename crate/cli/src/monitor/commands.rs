@@ -50,6 +50,19 @@ fn execute(run: &mut Run<'_>, command: &Command, end: &mut Option<End>) -> Resul
             run.paused = false;
             Ok(position(run))
         }
+        Command::Migrate {
+            to,
+            bandwidth,
+            downtime,
+        } => {
+            if run.paused {
+                let message = "the machine is paused: resume it first";
+                return Err(Refusal::new("failed", message));
+            }
+            run.move_to(to.clone(), *bandwidth, *downtime)
+                .map_err(|error| Refusal::new("failed", format!("{error:#}")))?;
+            Ok(position(run))
+        }
         Command::QueryExits => exits(run.machine),
         Command::QueryRegions => regions(run.machine),
         Command::Stop => {
@@ -79,7 +92,16 @@ fn status(run: &Run<'_>) -> Value {
         })
     });
     let mut status = position(run);
+    let moving = run.moving().map(|progress| {
+        json!({
+            "rounds": progress.rounds.len(),
+            "bytes": progress.bytes,
+            "share": progress.share,
+            "expected": progress.expected,
+        })
+    });
     let more = json!({
+        "migration": moving,
         "instructions": machine.instructions(),
         "seconds": run.seconds(),
         "memory": config.memory,

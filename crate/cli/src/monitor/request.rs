@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::migrate::{Peer, peer};
+
 /// Longest text that may name a request.
 const LONGEST_ID: usize = 128;
 
@@ -14,6 +16,15 @@ pub enum Command {
     Pause,
     /// It runs again.
     Resume,
+    /// The machine moves to another place.
+    Migrate {
+        /// Where to.
+        to: Peer,
+        /// Bytes per second at most.
+        bandwidth: Option<u64>,
+        /// Milliseconds that it may stand still.
+        downtime: Option<u64>,
+    },
     /// VM exits by reason.
     QueryExits,
     /// Regions in memory by layout.
@@ -23,10 +34,11 @@ pub enum Command {
 }
 
 /// The commands, by name.
-pub const NAMES: [&str; 6] = [
+pub const NAMES: [&str; 7] = [
     "status",
     "pause",
     "resume",
+    "migrate",
     "query-exits",
     "query-regions",
     "stop",
@@ -105,6 +117,11 @@ fn command(mut fields: Map<String, Value>) -> Result<Command, Refusal> {
         "status" => Command::Status,
         "pause" => Command::Pause,
         "resume" => Command::Resume,
+        "migrate" => Command::Migrate {
+            to: to(&mut fields)?,
+            bandwidth: number(&mut fields, "bandwidth")?,
+            downtime: number(&mut fields, "downtime")?,
+        },
         "query-exits" => Command::QueryExits,
         "query-regions" => Command::QueryRegions,
         "stop" => Command::Stop,
@@ -117,6 +134,29 @@ fn command(mut fields: Map<String, Value>) -> Result<Command, Refusal> {
     match fields.keys().next() {
         Some(more) => Err(bad(format!("{name} takes no {more:?}"))),
         None => Ok(command),
+    }
+}
+
+/// Where to: an address, or the absolute path of a file, as the run may be in another folder than the client.
+fn to(fields: &mut Map<String, Value>) -> Result<Peer, Refusal> {
+    let wrong = || bad("give to, such as \"127.0.0.1:4000\", or the absolute path of a file");
+    let given = fields.remove("to");
+    let text = given.as_ref().and_then(Value::as_str).ok_or_else(wrong)?;
+    match peer(text).map_err(bad)? {
+        Peer::File(path) if !path.is_absolute() => Err(wrong()),
+        Peer::Standard => Err(wrong()),
+        other => Ok(other),
+    }
+}
+
+/// A number that a request may give.
+fn number(fields: &mut Map<String, Value>, name: &str) -> Result<Option<u64>, Refusal> {
+    match fields.remove(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(given) => match given.as_u64() {
+            Some(number) if number > 0 => Ok(Some(number)),
+            _ => Err(bad(format!("{name} is a number above 0"))),
+        },
     }
 }
 
@@ -137,7 +177,11 @@ mod tests {
     #[test]
     fn every_command_has_its_name() {
         for name in NAMES {
-            let line = format!("{{\"command\":\"{name}\",\"id\":7}}");
+            let more = match name {
+                "migrate" => ",\"to\":\"4000\",\"downtime\":5",
+                _ => "",
+            };
+            let line = format!("{{\"command\":\"{name}\",\"id\":7{more}}}");
             let request = parse(line.as_bytes());
             assert_eq!(request.map(|request| request.id), Ok(json!(7)), "{name}");
         }

@@ -56,13 +56,15 @@ pub fn run(command: &SnapshotCommand) -> Result<i32> {
 /// Opens a file that is to be a snapshot.
 fn open(path: &Path) -> Result<File> {
     let shown = path.display();
-    let file = File::open(path).with_context(|| format!("cannot read the snapshot {shown}"))?;
+    let mut file = File::open(path).with_context(|| format!("cannot read the snapshot {shown}"))?;
     let data = file
         .metadata()
         .with_context(|| format!("cannot read the snapshot {shown}"))?;
     if data.is_dir() {
         bail!("cannot read the snapshot {shown}: it is a directory; give a file");
     }
+    crate::migrate::pass_over(&mut file)
+        .with_context(|| format!("cannot read the snapshot {shown}"))?;
     Ok(file)
 }
 

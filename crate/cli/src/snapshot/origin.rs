@@ -15,6 +15,8 @@ use crate::setup::{Disk, find_layout, own_layouts};
 pub struct Origin {
     /// Kept open, so that it stays what it was even where a new snapshot takes its name.
     file: File,
+    /// Where in it the snapshot begins.
+    start: u64,
     path: PathBuf,
     about: About,
     disks: Vec<PathBuf>,
@@ -30,13 +32,15 @@ impl Origin {
     /// # Errors
     /// The file is no snapshot, or the layouts are none it can have.
     pub fn open(args: &ResumeArgs) -> Result<Origin> {
-        let file = super::open(&args.snapshot)?;
+        let mut file = super::open(&args.snapshot)?;
+        let start = crate::migrate::of_record(&mut file, &args.snapshot)?;
         let opened = super::begin(&args.snapshot, &file)?;
         let own = own_layouts(&args.layouts)?;
         let layouts = layouts(args, &own, &opened.state().config)?;
         Ok(Origin {
             about: opened.about().clone(),
             file,
+            start,
             path: args.snapshot.clone(),
             disks: args.disks.clone(),
             memory: args.memory_limit,
@@ -62,7 +66,7 @@ impl Origin {
     pub fn build(&self) -> Result<Machine> {
         let what = || format!("cannot read the snapshot {}", self.path.display());
         let mut file = &self.file;
-        file.seek(SeekFrom::Start(0)).with_context(what)?;
+        file.seek(SeekFrom::Start(self.start)).with_context(what)?;
         let opened = super::begin(&self.path, file)?;
         let disks = self.disks.iter().map(|path| {
             let disk: Box<dyn DiskImage> = Box::new(Disk::open(path)?);

@@ -411,7 +411,7 @@ impl Destination {
         if state.len() as u64 != done.length || hash::bytes(id, &state) != done.state {
             return Err(Failure::Differs("state"));
         }
-        let (state, unprinted) = read_state(&state)?;
+        let (state, unprinted) = read_state(&state, machine)?;
         machine
             .restore(&state)
             .map_err(|error| Failure::State(error.to_string()))?;

@@ -25,8 +25,10 @@ mod pending;
 pub mod record;
 mod source;
 
-use hypernest_machine::{Layout, Machine, MachineState, VmxLayouts, hash};
+use hypernest_machine::{Machine, MachineState, hash};
 use serde::{Deserialize, Serialize};
+
+use crate::{state_from_bytes, state_to_bytes};
 
 pub use batch::BatchError;
 pub use destination::{Destination, DestinationNext};
@@ -226,45 +228,31 @@ impl Progress {
     }
 }
 
+/// What state messages hold together.
+#[derive(Serialize, Deserialize)]
+struct Packed {
+    /// In the form of [`state_to_bytes`].
+    state: Vec<u8>,
+    unprinted: Unprinted,
+}
+
 /// The state of a machine and what was not printed yet, as bytes.
 fn state_bytes(machine: &Machine, unprinted: &Unprinted) -> Result<Vec<u8>, String> {
     let state = machine.state().map_err(|error| error.to_string())?;
-    postcard::to_allocvec(&(state, unprinted)).map_err(|error| error.to_string())
+    let state = state_to_bytes(&state).map_err(|error| error.to_string())?;
+    let packed = Packed {
+        state,
+        unprinted: unprinted.clone(),
+    };
+    postcard::to_allocvec(&packed).map_err(|error| error.to_string())
 }
 
-fn read_state(bytes: &[u8]) -> Result<(MachineState, Unprinted), Failure> {
-    match postcard::take_from_bytes(bytes) {
-        Ok((value, [])) => Ok(value),
-        _ => Err(Failure::State("it cannot be read".into())),
-    }
-}
-
-/// The layouts of a machine that came with `theirs` and writes its VMCS regions in `written` from now on, where that is
-/// given, and takes those of `accepted` too. Every layout that may be in its memory stays accepted.
-pub fn layouts_here(
-    theirs: &VmxLayouts,
-    written: Option<&Layout>,
-    accepted: &[Layout],
-) -> VmxLayouts {
-    let mut here = theirs.clone();
-    if let Some(written) = written {
-        here.written = Some(written.clone());
-    }
-    for layout in theirs.written.iter().chain(accepted) {
-        let known = here.advertised.as_ref() == Some(layout) || here.accepted.contains(layout);
-        if !known {
-            here.accepted.push(layout.clone());
-        }
-    }
-    here
-}
-
-mod dirty {
-    use super::{Failure, Machine};
-    pub fn track(_machine: &mut Machine, _on: bool) -> Result<(), Failure> {
-        Ok(())
-    }
-    pub fn take(machine: &mut Machine) -> Vec<u32> {
-        (0..(machine.ram().size() / 4096) as u32).collect()
+fn read_state(bytes: &[u8], machine: &Machine) -> Result<(MachineState, Unprinted), Failure> {
+    let Ok((packed, [])) = postcard::take_from_bytes::<Packed>(bytes) else {
+        return Err(Failure::State("it cannot be read".into()));
+    };
+    match state_from_bytes(&packed.state, &machine.disks()) {
+        Ok(state) => Ok((state, packed.unprinted)),
+        Err(error) => Err(Failure::State(error.to_string())),
     }
 }

@@ -9,9 +9,7 @@ use super::frame::Reader;
 use super::message::{Done, FromDestination, FromSource, Hello, STATE_PIECE};
 use super::pace::{Limit, Rate, Share};
 use super::pending::Pending;
-use super::{
-    Failure, Identity, MOST_WAIT, Progress, Settings, Unprinted, dirty, lock, state_bytes,
-};
+use super::{Failure, Identity, MOST_WAIT, Progress, Settings, Unprinted, lock, state_bytes};
 
 /// Bytes on their way at most: sent, and not yet dealt with by the destination.
 const WINDOW: u64 = 4 << 20;
@@ -162,11 +160,10 @@ impl Source {
             progress: Progress::new(now),
         };
         source.say(&FromSource::Hello(hello));
-        if source.settings.one_way {
-            // Nobody answers, and what is sent twice is only longer: one round, of a machine that has stopped.
-            source.stop(machine, now);
-        } else {
-            dirty::track(machine, true)?;
+        if !source.settings.one_way {
+            machine
+                .track_dirty(true)
+                .map_err(|error| Failure::Engine(error.to_string()))?;
         }
         Ok(source)
     }
@@ -253,7 +250,7 @@ impl Source {
         let next = self.act(machine, now);
         if let SourceNext::GoOn(_) | SourceNext::HandedOver | SourceNext::Undecided(_) = next {
             // Who can begin can end.
-            let _ = dirty::track(machine, false);
+            let _ = machine.track_dirty(false);
         }
         self.share.give(next == SourceNext::Run);
         self.progress.bytes = self.queued;
@@ -395,6 +392,11 @@ impl Source {
     fn act(&mut self, machine: &mut Machine, now: u64) -> SourceNext {
         match &self.phase {
             Phase::Over(next) => next.clone(),
+            // Nobody answers, and what is sent twice is only longer: one round, of a machine that has stopped.
+            Phase::Hello if self.settings.one_way => {
+                self.stop(machine, now);
+                SourceNext::Wait { micros: 0 }
+            }
             Phase::Hello => SourceNext::Run,
             Phase::PreCopy => self.pre_copy(machine, now),
             Phase::LastPages | Phase::State(_) => self.rest(machine, now),
@@ -422,7 +424,10 @@ impl Source {
                 self.send_pages(machine, now);
                 SourceNext::Wait { micros: 0 }
             }
-            Err(micros) if self.share.is_used() => SourceNext::Wait { micros },
+            // The link is not ready, or the round's end is still on its way: the guest gets its share and no more.
+            waits if self.share.is_used() => SourceNext::Wait {
+                micros: waits.err().unwrap_or(SHORT),
+            },
             _ => SourceNext::Run,
         }
     }
@@ -493,7 +498,7 @@ impl Source {
         self.note_round(now);
         let number = self.progress.rounds.len() as u32 - 1;
         self.say(&FromSource::Round(number));
-        self.pending.add(&dirty::take(machine));
+        self.pending.add(&machine.take_dirty());
         let left = self.pending.left();
         let bytes = u64::from(left) * self.progress.bytes_per_page() + self.on_their_way();
         let expected = self.rate.time(bytes);
@@ -521,7 +526,7 @@ impl Source {
     fn stop(&mut self, machine: &mut Machine, now: u64) {
         self.stopped = Some(now);
         if !self.settings.one_way {
-            self.pending.add(&dirty::take(machine));
+            self.pending.add(&machine.take_dirty());
         }
         self.unprinted = Unprinted::take(machine);
         match state_bytes(machine, &self.unprinted) {

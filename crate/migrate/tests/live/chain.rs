@@ -3,7 +3,9 @@
 use hypernest_machine::{Layout, Machine, Until, VmxChoice, VmxLayouts, hash};
 use hypernest_migrate::live::{DestinationNext, Failure, Settings, SourceNext};
 
-use crate::link::{Link, empty_like, finish, handed_over, machine, migrate, without_layouts};
+use crate::link::{
+    Link, empty_like, finish, handed_over, machine, migrate, offered, without_layouts,
+};
 use crate::rounds::rounds;
 
 const HOPS: u64 = 20;
@@ -149,13 +151,11 @@ fn what_a_layout_cannot_hold_is_refused_with_the_fields_named_and_the_source_goe
     let settings = || (Settings::default(), Settings::default());
     let build = |machine: &Machine| {
         // An id that two layouts share is found when the machine is built.
-        let config = machine.config();
-        let layouts =
-            hypernest_migrate::live::layouts_here(&config.layouts, Some(&named("kvm-3.10")), &[]);
+        let config = offered(machine, Some("kvm-3.10")).unwrap();
         let built = Machine::builder()
             .memory(config.memory)
-            .vmx(config.vmx.clone())
-            .vmcs_layouts(layouts)
+            .vmx(config.vmx)
+            .vmcs_layouts(config.layouts)
             .build();
         built.map_err(|error| vec![error.to_string()])
     };

@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 
-use hypernest_machine::{Machine, MachineState, Until, VmxChoice, VmxLayouts};
+use hypernest_machine::{
+    Config, Layout, Machine, MachineState, Until, VmxChoice, VmxError, VmxLayouts,
+};
+use hypernest_migrate::hello::Offer;
 use hypernest_migrate::live::{
-    Destination, DestinationNext, Failure, Identity, Settings, Source, SourceNext, layouts_here,
+    Destination, DestinationNext, Failure, Identity, Settings, Source, SourceNext,
 };
 
 pub const IDENTITY: Identity = Identity {
@@ -26,17 +29,26 @@ pub fn machine(layouts: VmxLayouts) -> Machine {
 
 /// A machine like `other` that has not run, which writes VMCS regions its own way where it is given.
 pub fn empty_like(other: &Machine, written: Option<&str>) -> Machine {
-    let config = other.config();
-    let written = written.map(|name| hypernest_machine::Layout::named(name).unwrap());
+    let config = offered(other, written).unwrap();
     Machine::builder()
         .memory(config.memory)
         .cpus(config.cpus)
         .model(&config.model)
-        .vmx(config.vmx.clone())
+        .vmx(config.vmx)
         .hyperv(config.hyperv)
-        .vmcs_layouts(layouts_here(&config.layouts, written, &[]))
+        .vmcs_layouts(config.layouts)
         .build()
         .unwrap()
+}
+
+/// What a machine is built from that takes up `other`.
+pub fn offered(other: &Machine, written: Option<&str>) -> Result<Config, VmxError> {
+    let written = written.map(|name| Layout::named(name).unwrap().clone());
+    let layouts = VmxLayouts {
+        written,
+        ..VmxLayouts::default()
+    };
+    Offer::of(other).unwrap().config(&layouts)
 }
 
 /// What becomes of the bytes on their way.
@@ -50,6 +62,8 @@ pub struct Link {
     pub time: u64,
     /// Ticks that the guest runs when it may.
     pub ticks: u64,
+    /// The disk of the source, and of the destination, is full.
+    pub full: (bool, bool),
 }
 
 impl Default for Link {
@@ -59,6 +73,7 @@ impl Default for Link {
             step: 1 << 20,
             time: 1000,
             ticks: 2000,
+            full: (false, false),
         }
     }
 }
@@ -71,7 +86,7 @@ pub struct Ended {
     pub destination_side: Destination,
     /// Bytes that arrived at the destination, and at the source.
     pub arrived: (usize, usize),
-    /// Stream positions at which a step ended, so that a message begins there: to the destination, to the source.
+    /// Whether the source, and the destination, was asked to store its machine.
     pub stored: (bool, bool),
 }
 
@@ -119,6 +134,14 @@ fn is_over_destination(next: &DestinationNext) -> bool {
     )
 }
 
+fn outcome(full: bool) -> Result<(), String> {
+    if full {
+        Err("the disk is full".into())
+    } else {
+        Ok(())
+    }
+}
+
 /// Migrates `machine` to one that `build` makes (or whose reasons against it are given), while it runs.
 pub fn migrate(
     machine: &mut Machine,
@@ -140,7 +163,7 @@ pub fn migrate(
             }
             SourceNext::Store => {
                 stored.0 = true;
-                source.stored(Ok(()));
+                source.stored(outcome(link.full.0));
             }
             _ => {}
         }
@@ -162,7 +185,7 @@ pub fn migrate(
             }
             DestinationNext::Store => {
                 stored.1 = true;
-                destination.stored(Ok(()));
+                destination.stored(outcome(link.full.1));
             }
             DestinationNext::Own => destination.confirm(),
             _ => {}

@@ -6,6 +6,7 @@ mod hypervisor;
 mod rounds;
 
 mod chain;
+mod converge;
 mod cuts;
 mod lies;
 mod link;

@@ -153,3 +153,34 @@ fn both_sides_store_before_the_machine_changes_hands() {
     assert_eq!(ended.source, SourceNext::HandedOver);
     assert_eq!(ended.stored, (true, true));
 }
+
+#[test]
+fn a_full_disk_on_either_side_leaves_the_machine_where_it_was() {
+    let store = Settings {
+        store: true,
+        ..Settings::default()
+    };
+    let full = || "the disk is full".to_owned();
+    let peer = || Failure::Peer(Failure::Store(full()).to_string());
+    for (source_full, ours, theirs) in [
+        (true, Failure::Store(full()), peer()),
+        (false, peer(), Failure::Store(full())),
+    ] {
+        let mut source = machine(VmxLayouts::default());
+        source.run(&Until::tick(50_000)).unwrap();
+        let link = Link {
+            full: (source_full, !source_full),
+            ..Link::default()
+        };
+        let settings = (store.clone(), store.clone());
+        let ended = migrate(&mut source, link, settings, |machine| {
+            Ok(empty_like(machine, None))
+        });
+        assert_eq!(ended.source, SourceNext::GoOn(ours));
+        assert_eq!(ended.destination, DestinationNext::Failed(theirs));
+        finish(&mut source);
+        let mut other = machine(VmxLayouts::default());
+        finish(&mut other);
+        assert_eq!(source.state_hash(), other.state_hash());
+    }
+}
