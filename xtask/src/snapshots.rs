@@ -1,6 +1,7 @@
 //! Snapshots from process to process: a kernel whose KVM runs guests is saved, goes on in WebAssembly, is saved there, and goes
 //! on natively. Wherever it goes on, it ends in the same state.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -70,12 +71,72 @@ pub fn hops() -> Result<Outcome> {
         compare(name, resumed(&cli, file, &report)?);
     }
     for file in [first, second, of_node, report] {
-        let _ = std::fs::remove_file(file);
+        let _ = fs::remove_file(file);
     }
     if !different.is_empty() {
         bail!("ended in another state: {}", different.join("; "));
     }
     Ok(Outcome::Passed)
+}
+
+/// A run under load that is saved about every second, a minute long. Each snapshot is resumed up to the next, and what is
+/// saved there must be that.
+pub fn every_second() -> Result<Outcome> {
+    chain(60, 100_000_000)
+}
+
+/// Saves `count` times, every `step` ticks.
+fn chain(count: usize, step: u64) -> Result<Outcome> {
+    let kernel = &KERNELS[0];
+    if !kernel.image().exists() {
+        return Ok(no_images());
+    }
+    let cli = build::cli()?;
+    let folder = cache().join("chain");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder)?;
+    let file = |n: usize| folder.join(n.to_string());
+    let tick = |n: usize| (SAVED + n as u64 * step).to_string();
+
+    let mut run = LinuxRun::new(kernel, "anchor.n=200000 anchor.mem=8").command(&cli);
+    run.args(["--vmx", "max", "--stop-at", &tick(count - 1)]);
+    for n in 0..count {
+        run.args(["--snapshot-on", &tick(n), "-o"]).arg(file(n));
+    }
+    println!("$ {}", shown(&run));
+    quiet(&mut run)?;
+    let next = folder.join("next");
+    for n in 0..count - 1 {
+        let mut resume = command(&cli.to_string_lossy());
+        let until = tick(n + 1);
+        resume
+            .arg("resume")
+            .arg(file(n))
+            .args(["--serial", "none", "--stop-at", &until]);
+        resume.args(["--snapshot-on", &until, "-o"]).arg(&next);
+        quiet(&mut resume).with_context(|| format!("snapshot {n}"))?;
+        let mut diff = command(&cli.to_string_lossy());
+        diff.args(["snapshot", "diff"]).arg(&next).arg(file(n + 1));
+        quiet(&mut diff).with_context(|| format!("snapshot {n} went on otherwise"))?;
+        fs::remove_file(file(n))?;
+    }
+    println!("{count} snapshots, every {step} ticks; each went on to the next");
+    fs::remove_dir_all(&folder)?;
+    Ok(Outcome::Passed)
+}
+
+/// Runs a command that must end well; what it prints is shown where it does not.
+fn quiet(command: &mut std::process::Command) -> Result<()> {
+    let result = capture(LIMIT, command)?;
+    if !result.status.is_some_and(|status| status.success()) {
+        bail!(
+            "it ended with {:?}: {}{}",
+            result.status,
+            result.stdout,
+            result.stderr
+        );
+    }
+    Ok(())
 }
 
 fn resumed(cli: &Path, file: &Path, report: &Path) -> Result<End> {
@@ -92,5 +153,5 @@ fn native(run: &mut std::process::Command, report: &Path) -> Result<End> {
     if !result.status.is_some_and(|status| status.success()) {
         bail!("the run ended with {:?}: {}", result.status, result.stderr);
     }
-    end(&std::fs::read_to_string(report)?)
+    end(&fs::read_to_string(report)?)
 }

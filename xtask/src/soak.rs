@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 
 use crate::run::{cache, line, run_within};
 use crate::test::Outcome;
-use crate::{integration, kut, nested};
+use crate::{integration, kut, nested, snapshots};
 
 /// One long run.
 struct Part {
@@ -36,6 +36,10 @@ const PARTS: &[Part] = &[
     Part {
         name: "determinism",
         run: integration::determinism,
+    },
+    Part {
+        name: "snapshots",
+        run: snapshots::every_second,
     },
     Part {
         name: "kut",

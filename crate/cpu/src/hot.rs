@@ -955,7 +955,7 @@ pub(crate) fn run(code: &CodeCache, id: BlockId, x: &mut Ctx, left: &mut u64) ->
                     high_byte!(TEST);
                     fused_branch!(5)
                 }
-                Code::PushF => push!(cpu.flags.get() & !(bit::VM | bit::RF)),
+                Code::PushF => push!(pushed_flags(cpu)),
                 Code::Cli => {
                     if cpu.cpl != 0 {
                         cold!();
@@ -1254,6 +1254,12 @@ pub(crate) fn run(code: &CodeCache, id: BlockId, x: &mut Ctx, left: &mut u64) ->
         // The last operation of a block leaves it.
         return Ok(Next::Lookup);
     }
+}
+
+/// RFLAGS as PUSHFQ shows it. Apart, so that its registers are not the hot loop's.
+#[inline(never)]
+fn pushed_flags(cpu: &Vcpu) -> u64 {
+    cpu.flags.get() & !(bit::VM | bit::RF)
 }
 
 /// Runs an instruction through `exec`. Whether the block must be left.

@@ -83,6 +83,9 @@ pub enum BoardRestoreError {
         "the saved state has other virtio devices; build the machine with the same disks and consoles"
     )]
     Virtio,
+    /// A value that no device comes to.
+    #[error("the saved state has a {0} that no machine comes to: it is damaged")]
+    Impossible(&'static str),
     /// Other custom devices, or one that refuses its state.
     #[error(
         "the saved state does not fit custom device {0:?}; build the machine with the same devices, in the same order"
@@ -227,6 +230,15 @@ impl Board {
 
     /// Takes up a saved state. The board must have the same devices.
     pub fn restore(&mut self, state: &BoardState) -> Result<(), BoardRestoreError> {
+        for (possible, what) in [
+            (state.rtc.is_possible(), "real-time clock"),
+            (state.pit.is_possible(), "interval timer"),
+            (state.interrupts.pic.is_possible(), "8259 pair"),
+        ] {
+            if !possible {
+                return Err(BoardRestoreError::Impossible(what));
+            }
+        }
         if self.virtio.len() != state.virtio.len() {
             return Err(BoardRestoreError::Virtio);
         }

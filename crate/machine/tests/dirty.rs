@@ -9,7 +9,8 @@ use iced_x86::code_asm::*;
 use support::long::*;
 
 /// Stores to its data pages and to the page of its code again and again, and clears the accessed and dirty
-/// flags of them all, of which the processor need not hear: what it has cached stays in use.
+/// flags of them all, of which the processor need not hear: what it has cached stays in use. RBX adds up the flags
+/// it finds.
 fn shifty() -> Machine {
     let clear = !(ACCESSED | DIRTY) as i32;
     long(|a| {
@@ -17,10 +18,12 @@ fn shifty() -> Machine {
         a.set_label(&mut again)?;
         for page in 0..4u64 {
             a.mov(qword_ptr(DATA + page * 0x1000 + 8), rcx)?;
+            a.add(rbx, qword_ptr(TABLE + (DATA >> 12 << 3) + 8 * page))?;
             a.and(qword_ptr(TABLE + (DATA >> 12 << 3) + 8 * page), clear)?;
             a.inc(rcx)?;
         }
         a.mov(qword_ptr(CODE + 0x800), rcx)?;
+        a.add(rbx, qword_ptr(TABLE + (CODE >> 12 << 3)))?;
         a.and(qword_ptr(TABLE + (CODE >> 12 << 3)), clear)?;
         a.jmp(again)
     })

@@ -25,7 +25,7 @@ struct Cost {
 pub fn measure(cli: &Path, kernel: &Kernel) -> Result<()> {
     println!("\n== Snapshots: Linux {} that runs Linux", kernel.series);
     let [file, copy, report] =
-        ["snapshot", "copy", "json"].map(|end| cache().join("bench").with_extension(end));
+        ["first", "copy", "json"].map(|end| cache().join("bench-snapshot").with_extension(end));
     let words = format!("mitigations=off {}", nested_words(&["cryptomgr.notests"]));
     let mut linux = nested_linux(kernel, &words).command(cli);
     linux.args(["--snapshot-on", INSIDE_MARKER, "--stop-on", INSIDE_MARKER]);

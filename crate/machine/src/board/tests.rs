@@ -439,3 +439,36 @@ fn any_accesses_at_any_time_neither_panic_nor_stall() {
     rig.board.restore(&state).unwrap();
     assert_eq!(rig.board.state(), state);
 }
+
+#[test]
+fn states_that_no_machine_comes_to_are_refused_by_name() {
+    let mut board = rig().board;
+    let before = board.state();
+    let mut refused = |spoil: fn(&mut BoardState), what: &'static str| {
+        let mut state = before.clone();
+        spoil(&mut state);
+        assert_eq!(
+            board.restore(&state),
+            Err(BoardRestoreError::Impossible(what))
+        );
+        assert_eq!(board.state(), before);
+    };
+    refused(|state| state.rtc.memory.truncate(11), "real-time clock");
+    refused(|state| state.rtc.index = 128, "real-time clock");
+    refused(|state| state.pit.channels[0].mode = 6, "interval timer");
+    refused(|state| state.pit.channels[1].access = 0, "interval timer");
+    refused(
+        |state| state.pit.channels[2].count = 65537,
+        "interval timer",
+    );
+    refused(
+        |state| state.pit.channels[0].next_count = Some((1, 0)),
+        "interval timer",
+    );
+    refused(
+        |state| state.pit.channels[0].paused = Some(u64::MAX),
+        "interval timer",
+    );
+    refused(|state| state.interrupts.pic.chips[1].top = 8, "8259 pair");
+    assert_eq!(board.restore(&before), Ok(()));
+}

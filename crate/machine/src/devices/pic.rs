@@ -236,6 +236,13 @@ pub struct PicState {
     pub chips: [ChipState; 2],
 }
 
+impl PicState {
+    /// Whether a pair can come to it.
+    pub(crate) fn is_possible(&self) -> bool {
+        self.chips.iter().all(|chip| chip.top < 8)
+    }
+}
+
 /// The pair of controllers. Its whole content is [`PicState`].
 #[derive(Debug, Default)]
 pub struct Pic {

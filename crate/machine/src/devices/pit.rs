@@ -313,6 +313,25 @@ pub struct PitState {
     pub next_change: Option<Tick>,
 }
 
+impl PitState {
+    /// Whether a timer can come to it.
+    pub(crate) fn is_possible(&self) -> bool {
+        const MOST: u32 = 0x1_0000;
+        // Pulses in all ticks there can be, and a count more.
+        let most_pulses = pulses(Tick::MAX) + u64::from(MOST);
+        self.channels.iter().all(|channel| {
+            let next = channel
+                .next_count
+                .is_none_or(|(at, count)| at <= most_pulses && (1..=MOST).contains(&count));
+            channel.mode <= 5
+                && (1..=3).contains(&channel.access)
+                && channel.count <= MOST
+                && channel.paused.is_none_or(|pulses| pulses <= most_pulses)
+                && next
+        })
+    }
+}
+
 /// What channel 0's output did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Output {

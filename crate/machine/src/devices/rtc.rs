@@ -64,6 +64,16 @@ pub struct RtcState {
     pub settled: Tick,
 }
 
+/// Bytes of registers and memory.
+const MEMORY: usize = 128;
+
+impl RtcState {
+    /// Whether a clock can come to it.
+    pub(crate) fn is_possible(&self) -> bool {
+        self.memory.len() == MEMORY && usize::from(self.index) < MEMORY
+    }
+}
+
 /// The clock. Its whole content is [`RtcState`].
 #[derive(Debug)]
 pub struct Rtc {
@@ -125,7 +135,7 @@ impl Rtc {
     /// A clock that shows `epoch` seconds since 1970 at tick 0, in a machine with `ram` bytes and
     /// `cpus` processors.
     pub fn new(epoch: u64, ram: u64, cpus: u32) -> Rtc {
-        let mut memory = vec![0; 128];
+        let mut memory = vec![0; MEMORY];
         memory[spec::A] = 0x26;
         memory[spec::B] = spec::HOURS_24;
         memory[spec::D] = spec::VALID;
@@ -166,7 +176,8 @@ impl Rtc {
     }
 
     fn seconds_at(&self, now: Tick) -> u64 {
-        self.state.base_seconds + now.saturating_sub(self.state.base_tick) / SECOND
+        let passed = now.saturating_sub(self.state.base_tick) / SECOND;
+        self.state.base_seconds.saturating_add(passed)
     }
 
     fn encode(&self, value: u64) -> u8 {

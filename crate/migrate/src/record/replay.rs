@@ -421,11 +421,12 @@ impl Replay {
             }
         }
         if self.exits() < at.exits {
-            let until = Until::tick(at.tick + 1).vm_exit_number(self.exits.of_machine(at.exits));
+            let until = Until::tick(at.tick.saturating_add(1))
+                .vm_exit_number(self.exits.of_machine(at.exits));
             self.run(&until)?;
         }
         if let Some(rip) = at.breakpoint {
-            self.run(&Until::tick(at.tick + 1).breakpoint(rip))?;
+            self.run(&Until::tick(at.tick.saturating_add(1)).breakpoint(rip))?;
         }
         Ok(self.now() == at.tick && self.exits() == at.exits)
     }
