@@ -241,7 +241,8 @@ fn fails_as(failure: &str, seen: &str) -> bool {
     }
 }
 
-fn compile() -> Result<PathBuf> {
+/// Makes the guest.
+pub fn compile() -> Result<PathBuf> {
     let dir = cache().join("conformance");
     fs::create_dir_all(&dir)?;
     let mut fields = String::from("/* Made from crate/vmcs/data/fields.csv. */\n");

@@ -10,6 +10,7 @@ mod enlightened;
 mod guests;
 mod integration;
 mod kut;
+mod moves;
 mod nested;
 mod nested_state;
 mod run;

@@ -10,7 +10,9 @@ use anyhow::{Context, Result, bail};
 
 use super::{Outcome, Suite};
 use crate::run::{command, find, line, root, run, run_within};
-use crate::{build, conformance, guests, integration, kut, nested, nested_state, setup, snapshots};
+use crate::{
+    build, conformance, guests, integration, kut, moves, nested, nested_state, setup, snapshots,
+};
 
 /// Every suite.
 pub const SUITES: &[Suite] = &[
@@ -108,6 +110,11 @@ pub const SUITES: &[Suite] = &[
         name: "snapshots",
         about: "a machine goes from process to process, native and WebAssembly, in snapshots",
         run: snapshots::hops,
+    },
+    Suite {
+        name: "moves",
+        about: "machines move from process to process while they run",
+        run: moves::suite,
     },
     Suite {
         name: "page",
