@@ -424,43 +424,85 @@ test('a page whose origin is not on the list is not let in', 'native', async (co
 
 // ---- Linux, and Linux in it ----
 
+const LINUX = {
+  name: 'Linux in Linux',
+  kernel: '6.1/vmlinuz',
+  initrd: '6.1/initramfs-l2.cpio',
+  cmdline: 'console=ttyS0 cryptomgr.notests reboot=t panic=-1 mitigations=off anchor.tests=- anchor.l2opt=cryptomgr.notests',
+  memory: 2 ** 29,
+  cpus: 1,
+  vmx: 'max',
+};
+
 /** A site whose first guest is Linux with KVM, which boots Linux in it. */
 async function nested(context, site) {
-  const guest = {
-    name: 'Linux in Linux',
-    kernel: '6.1/vmlinuz',
-    initrd: '6.1/initramfs-l2.cpio',
-    cmdline: 'console=ttyS0 cryptomgr.notests reboot=t panic=-1 mitigations=off anchor.tests=- anchor.l2opt=cryptomgr.notests',
-    memory: 2 ** 29,
-    cpus: 1,
-    vmx: 'max',
-  };
-  await context.route('**/guests/manifest.json', (route) => route.fulfill({ json: { guests: [guest] } }));
-  return open(context, at(site, guest.name));
+  await context.route('**/guests/manifest.json', (route) => route.fulfill({ json: { guests: [LINUX] } }));
+  return open(context, at(site, LINUX.name));
+}
+
+/** What a tab printed after the greeting of its own machine. */
+const afterGreeting = async (page) => (await serial(page)).replace(/^[^]*? resets\.\r?\n> /, '');
+
+const printed = (page, text) =>
+  page.waitForFunction((t) => String.fromCharCode(...window.serialBytes.slice(-20_000)).includes(t), text, { timeout: BOOT_MS });
+
+/** Each line of L2's log comes once, in its order, and none is broken where the parts join, which is in the middle of it. */
+function whole(parts) {
+  const joined = parts.join('');
+  const begin = joined.indexOf('L2LINUX START');
+  const log = joined.slice(begin, joined.indexOf('L2LINUX END'));
+  const boot = log.slice(0, log.indexOf('Run /init')); // which prints some of it again
+  const lines = boot.split('\r\n').filter((line) => line.startsWith('['));
+  const times = lines.map((line) => Number(/^\[ *(\d+\.\d{6})\] /.exec(line)?.[1]));
+  const wrong = times.findIndex((time, n) => n > 0 && !(time >= times[n - 1]));
+  assert.equal(wrong, -1, `out of order: ${lines.slice(Math.max(0, wrong - 2), wrong + 2).join('\n')}`);
+  assert.ok(times.length > 100, `${times.length} lines`);
+  let place = -begin;
+  for (const part of parts.slice(0, -1)) {
+    place += part.length;
+    assert.ok(place > 0 && place < log.length, `it moved in the middle: ${place} of ${log.length}`);
+  }
 }
 
 test('Linux in KVM in Linux goes to another tab in the middle of its boot, and reaches its end', 'linux', async (context, site) => {
   const first = await nested(context, site);
   const second = await open(context, at(site, 'Built-in greeting'));
   await first.bringToFront();
-  const printed = (page, text) => page.waitForFunction((t) => String.fromCharCode(...window.serialBytes.slice(-20_000)).includes(t), text, { timeout: BOOT_MS });
   await printed(first, 'L2LINUX START');
   await printed(first, '[    0.000000] Linux version');
   await send(first, second);
   await printed(second, 'L2LINUX END');
-  const joined = (await serial(first)) + (await serial(second)).replace(/^[^]*? resets\.\r?\n> /, '');
-  // Each line of L2's log comes once, in its order, and none is broken where it joins.
-  const log = joined.slice(joined.indexOf('L2LINUX START'), joined.indexOf('L2LINUX END'));
-  const boot = log.slice(0, log.indexOf('Run /init')); // which prints some of it again
-  const lines = boot.split('\r\n').filter((line) => line.startsWith('['));
-  const times = lines.map((line) => Number(/^\[ *(\d+\.\d{6})\] /.exec(line)?.[1]));
-  const wrong = times.findIndex((time, n) => n > 0 && !(time >= times[n - 1]));
-  assert.equal(wrong, -1, `out of order: ${lines.slice(Math.max(0, wrong - 2), wrong + 2).join('\n')}`);
-  const place = (await serial(first)).length - joined.indexOf('L2LINUX START');
-  assert.ok(place > log.indexOf('Linux version') && place < log.length, 'it moved in the middle');
-  assert.ok(times.length > 100, `${times.length} lines`);
+  whole([await serial(first), await afterGreeting(second)]);
   console.log(`     ${JSON.stringify(await figures(first))}`);
   return [first, second];
+});
+
+test('Linux in KVM in Linux goes from a program to the page and on to a program in the middle of its boot', 'linux native', async (context, site) => {
+  const [from, to] = [await freePort(), await freePort()].map((port) => `ws://127.0.0.1:${port}`);
+  const origin = ['--origin', new URL(site).origin];
+  const page = await open(context, at(site, 'Built-in greeting'));
+  await seen(page, READY, 20_000);
+  const machine = ['--append', LINUX.cmdline, '--memory', '512M', '--vmx', LINUX.vmx, '--timeout', '300'];
+  const image = [join(given.guests, LINUX.kernel), '--initrd', join(given.guests, LINUX.initrd)];
+  const first = command(['run', ...image, ...machine, '--migrate-on', 'L2LINUX START', '--to', from, ...origin]);
+  await first.says('err', `waiting for a page on ${from}`, BOOT_MS);
+  await openSection(page);
+  await page.fill('#address', from);
+  await page.click('#receive-address');
+  await phase(page, 'done');
+  assert.equal(await first.ended, 0, first.err);
+  // The kernel inside goes on here.
+  const arrived = (await serial(page)).length;
+  await page.waitForFunction((n) => window.serialBytes.length > n + 500, arrived, { timeout: BOOT_MS });
+  const last = command(['receive', to, '--timeout', '300', ...origin]);
+  await last.says('err', `waiting for a page's machine on ${to}`);
+  await page.fill('#address', to);
+  await page.click('#send-address');
+  await phase(page, 'done');
+  await last.says('out', 'L2LINUX END', BOOT_MS);
+  whole([first.out, await afterGreeting(page), last.out]);
+  last.child.kill();
+  return [page];
 });
 
 // ---- the runner ----
