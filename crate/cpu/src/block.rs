@@ -50,7 +50,7 @@ impl Key {
 /// A decoded block: straight-line instructions within one page, with conditional branches out of it.
 pub(crate) struct Block {
     pub key: Key,
-    /// Its [`Code::Head`] in the cache's array.
+    /// Its [`Code::Head`](crate::lower::Code::Head) in the cache's array.
     pub first: u32,
     /// Operations between its head and its end (fused pairs count once).
     pub ops: u16,

@@ -58,7 +58,7 @@ fn execute(run: &mut Run<'_>, command: &Command, end: &mut Option<End>) -> Resul
             Ok(position(run))
         }
         Command::Migrate(how) => {
-            begin(run, how).map_err(|why| Refusal::new("failed", why))?;
+            begin(run, how)?;
             Ok(position(run))
         }
         Command::QueryExits => exits(run.machine),
@@ -70,13 +70,14 @@ fn execute(run: &mut Run<'_>, command: &Command, end: &mut Option<End>) -> Resul
     }
 }
 
-fn begin(run: &mut Run<'_>, how: &Move) -> Result<(), String> {
-    let to = migrate::peer(&how.to)?;
+fn begin(run: &mut Run<'_>, how: &Move) -> Result<(), Refusal> {
+    let bad = |why: String| Refusal::new("bad-request", why);
+    let to = migrate::peer(&how.to).map_err(bad)?;
     match &to {
         migrate::Peer::File(path) if !path.is_absolute() => {
-            return Err("give the absolute path of the file".into());
+            return Err(bad("give the absolute path of the file".into()));
         }
-        migrate::Peer::Standard => return Err("give an address or a file".into()),
+        migrate::Peer::Standard => return Err(bad("give an address or a file".into())),
         _ => {}
     }
     let settings = migrate::Settings {
@@ -86,7 +87,7 @@ fn begin(run: &mut Run<'_>, how: &Move) -> Result<(), String> {
         ..migrate::Settings::default()
     };
     run.move_to(to, &how.origins, settings)
-        .map_err(|error| format!("{error:#}"))
+        .map_err(|error| Refusal::new("failed", format!("{error:#}")))
 }
 
 /// How far a move is.
