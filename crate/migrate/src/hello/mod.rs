@@ -1,5 +1,5 @@
 //! What two sides tell each other before a machine moves: what it needs of the place it goes to ([`Offer`]), and what
-//! a place can take ([`Host`]). [`refusals`] has every reason why the one does not fit the other.
+//! a place can take ([`Host`]). [`refusals()`] has every reason why the one does not fit the other.
 //!
 //! All that a guest could see counts: a machine that comes from a place with more than there is here would execute
 //! what does not exist. What a guest can not see, such as the layout in which VMCS regions are written from now on, is
