@@ -387,7 +387,7 @@ fn page() -> Result<Outcome> {
 }
 
 fn fuzz() -> Result<Outcome> {
-    integration::fuzz(Duration::from_secs(20))
+    integration::fuzz(Duration::from_secs(10))
 }
 
 fn unit_tests() -> Result<Outcome> {
