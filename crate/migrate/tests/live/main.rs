@@ -8,6 +8,7 @@ mod rounds;
 mod chain;
 mod converge;
 mod cuts;
+mod instants;
 mod lies;
 mod link;
 mod moves;
