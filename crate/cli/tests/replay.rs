@@ -7,16 +7,8 @@ use std::io::{Read, Write};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use common::{Dir, command, hypernest};
+use common::{Dir, command, hash, hypernest, refused, stderr, stdout};
 use hypernest_guests::{GREETING, HYPERVISOR};
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 /// The command, which must end well.
 fn ok(args: &[&str]) -> Output {
@@ -24,23 +16,6 @@ fn ok(args: &[&str]) -> Output {
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(0), "{args:?} {text}");
     output
-}
-
-/// The one line of a command that refuses its input.
-fn refused(args: &[&str]) -> String {
-    let output = hypernest(args);
-    let text = stderr(&output);
-    assert_eq!(output.status.code(), Some(2), "{args:?} {text}");
-    assert_eq!(text.lines().count(), 1, "{text}");
-    assert!(output.stdout.is_empty(), "{}", stdout(&output));
-    text
-}
-
-/// The hash of the final state, by a JSON report.
-fn hash(report: &str) -> String {
-    let text = fs::read_to_string(report).unwrap();
-    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
-    report["state_hash"].as_str().unwrap().into()
 }
 
 /// Records the built-in hypervisor; the recording, what was printed, and the hash at its end.

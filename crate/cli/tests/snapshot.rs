@@ -4,18 +4,9 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::Output;
 
-use common::{Dir, SLEEP, hypernest, kernel};
+use common::{Dir, SLEEP, hash, hypernest, kernel, refused, stderr, stdout};
 use hypernest_guests::HYPERVISOR;
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 /// The command, which must end well.
 fn ok(args: &[&str]) -> String {
@@ -27,23 +18,6 @@ fn ok(args: &[&str]) -> String {
         stderr(&output)
     );
     stdout(&output)
-}
-
-/// The one line of a command that refuses its input.
-fn refused(args: &[&str]) -> String {
-    let output = hypernest(args);
-    let text = stderr(&output);
-    assert_eq!(output.status.code(), Some(2), "{args:?} {text}");
-    assert_eq!(text.lines().count(), 1, "{text}");
-    assert!(output.stdout.is_empty(), "{}", stdout(&output));
-    text
-}
-
-/// The hash of the final state, by a JSON report.
-fn hash(report: &str) -> String {
-    let text = fs::read_to_string(report).unwrap();
-    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
-    report["state_hash"].as_str().unwrap().into()
 }
 
 const BUILT_IN: [&str; 4] = ["--vmx", "max", "--memory", "16M"];

@@ -42,6 +42,31 @@ pub fn hypernest(args: &[&str]) -> Output {
     command(args).stdin(Stdio::null()).output().unwrap()
 }
 
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The one line of a command that refuses its input.
+pub fn refused(args: &[&str]) -> String {
+    let output = hypernest(args);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{args:?} {text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(output.stdout.is_empty(), "{}", stdout(&output));
+    text
+}
+
+/// The hash of the final state, by a JSON report.
+pub fn hash(report: &str) -> String {
+    let text = fs::read_to_string(report).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    report["state_hash"].as_str().unwrap().into()
+}
+
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hypernest"));
     command.args(args);
