@@ -283,19 +283,9 @@ pub struct SessionArgs {
     pub block_length: Option<u32>,
 }
 
+/// Which VMCS regions a machine that was taken up writes and takes from there on.
 #[derive(Args, Debug)]
-pub struct ResumeArgs {
-    /// A snapshot that --snapshot-on wrote
-    pub snapshot: PathBuf,
-
-    /// The raw image of a disk that the machine has, as it was at its start; once for each, in their order
-    #[arg(long = "disk", value_name = "F", help_heading = "Machine")]
-    pub disks: Vec<PathBuf>,
-
-    /// Most memory that the machine may have
-    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = memory, help_heading = "Machine")]
-    pub memory_limit: u64,
-
+pub struct RegionArgs {
     /// Layout in which the processor writes VMCS regions from here on, whatever it wrote before
     #[arg(long, value_name = "LAYOUT", help_heading = "Machine")]
     pub write_vmcs: Option<String>,
@@ -312,6 +302,23 @@ pub struct ResumeArgs {
     /// A file with the table of a further layout, which the options above then know by its name
     #[arg(long = "layout", value_name = "F", help_heading = "Machine")]
     pub layouts: Vec<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct ResumeArgs {
+    /// A snapshot that --snapshot-on wrote
+    pub snapshot: PathBuf,
+
+    /// The raw image of a disk that the machine has, as it was at its start; once for each, in their order
+    #[arg(long = "disk", value_name = "F", help_heading = "Machine")]
+    pub disks: Vec<PathBuf>,
+
+    /// Most memory that the machine may have
+    #[arg(long, value_name = "SIZE", default_value = "64G", value_parser = memory, help_heading = "Machine")]
+    pub memory_limit: u64,
+
+    #[command(flatten)]
+    pub regions: RegionArgs,
 
     #[command(flatten)]
     pub session: SessionArgs,
@@ -394,22 +401,8 @@ pub struct ReceiveArgs {
     #[arg(long, help_heading = "Machine")]
     pub hyperv: bool,
 
-    /// Layout in which the processor writes VMCS regions from here on, whatever it wrote before
-    #[arg(long, value_name = "LAYOUT", help_heading = "Machine")]
-    pub write_vmcs: Option<String>,
-
-    /// Layouts of VMCS regions that VMPTRLD takes besides those it took before, with commas between them
-    #[arg(
-        long,
-        value_name = "LAYOUTS",
-        value_delimiter = ',',
-        help_heading = "Machine"
-    )]
-    pub accept_vmcs: Vec<String>,
-
-    /// A file with the table of a further layout, which the options above then know by its name
-    #[arg(long = "layout", value_name = "F", help_heading = "Machine")]
-    pub layouts: Vec<PathBuf>,
+    #[command(flatten)]
+    pub regions: RegionArgs,
 
     #[command(flatten)]
     pub session: SessionArgs,

@@ -140,13 +140,14 @@ struct Place<'a> {
 
 impl Place<'_> {
     fn read(args: &ReceiveArgs) -> Result<Place<'_>> {
-        let own = own_layouts(&args.layouts)?;
+        let own = own_layouts(&args.regions.layouts)?;
         let find = |option: &str, name: &String| find_layout(option, name, &own);
-        let written = args.write_vmcs.as_ref();
+        let written = args.regions.write_vmcs.as_ref();
         let layouts = VmxLayouts {
             advertised: None,
             written: written.map(|name| find("--write-vmcs", name)).transpose()?,
             accepted: args
+                .regions
                 .accept_vmcs
                 .iter()
                 .map(|name| find("--accept-vmcs", name))

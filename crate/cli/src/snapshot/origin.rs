@@ -35,7 +35,7 @@ impl Origin {
         let mut file = super::open(&args.snapshot)?;
         let start = crate::migrate::of_record(&mut file, &args.snapshot)?;
         let opened = super::begin(&args.snapshot, &file)?;
-        let own = own_layouts(&args.layouts)?;
+        let own = own_layouts(&args.regions.layouts)?;
         let layouts = layouts(args, &own, &opened.state().config)?;
         Ok(Origin {
             about: opened.about().clone(),
@@ -99,16 +99,16 @@ impl Origin {
 
 /// The layouts from here on, where `args` say anything of them: those in memory stay accepted.
 fn layouts(args: &ResumeArgs, own: &[Layout], config: &Config) -> Result<Option<VmxLayouts>> {
-    if args.write_vmcs.is_none() && args.accept_vmcs.is_empty() {
+    if args.regions.write_vmcs.is_none() && args.regions.accept_vmcs.is_empty() {
         return Ok(None);
     }
     let mut layouts = config.layouts.clone();
-    if let Some(name) = &args.write_vmcs {
+    if let Some(name) = &args.regions.write_vmcs {
         let written = find_layout("--write-vmcs", name, own)?;
         let before = layouts.written.replace(written);
         layouts.accepted.extend(before);
     }
-    for name in &args.accept_vmcs {
+    for name in &args.regions.accept_vmcs {
         layouts
             .accepted
             .push(find_layout("--accept-vmcs", name, own)?);
