@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
@@ -11,7 +11,7 @@ use super::measure::median;
 use crate::guests::{self, Kernel};
 use crate::integration::LinuxRun;
 use crate::nested::{INSIDE_START, nested_linux, nested_words};
-use crate::run::{capture, command};
+use crate::run::{Group, capture, command};
 
 /// What a move took.
 struct Moved {
@@ -56,16 +56,6 @@ pub fn measure(cli: &Path, kernel: &Kernel, repeats: usize) -> Result<()> {
     Ok(())
 }
 
-/// Ended when it is dropped.
-struct Receiver(Child);
-
-impl Drop for Receiver {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn once(cli: &Path, run: &LinuxRun<'_>, moment: &str) -> Result<Moved> {
     let mut receive = command(&cli.to_string_lossy());
     receive
@@ -79,7 +69,7 @@ fn once(cli: &Path, run: &LinuxRun<'_>, moment: &str) -> Result<Moved> {
         ])
         .stdin(Stdio::null())
         .stderr(Stdio::piped());
-    let mut receiver = Receiver(receive.spawn()?);
+    let mut receiver = Group::spawn(&mut receive)?;
     let errors = receiver
         .0
         .stderr
